@@ -1,0 +1,324 @@
+"""A run, as the user writes it and as the run folder keeps it.
+
+    run = load_run("sms.yaml", overrides=["training.epochs=2"])
+    run.training.batch_size                      # every default filled in
+    Path("config.yaml").write_text(to_yaml(run)) # what the run folder keeps; loads to the same run
+
+An unknown key is an error that names the nearest known one; keys of other tools are converted and the conversion is
+returned as text to print. The descriptions below are the documentation: docs/configuration.md and `tunesmith init` are
+made from them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tunesmith.errors import BadInput, nearest
+
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Where the examples are and how a row becomes one."""
+
+    train: str = Field(description="file of examples: JSONL, JSON, CSV, TSV, Parquet or text, also .gz")
+    validation: Share | str | None = Field(None, description="a share of train or a file; used for choices: best checkpoint, early stopping")
+    test: Share | str | None = Field(None, description="a share of train or a file; used for the reported figures only")
+    format: Literal["auto", "messages", "pairs", "alpaca", "text"] = Field("auto", description="auto: recognised from the first rows and said aloud")
+    columns: list[str] | None = Field(None, description="column names, for CSV and TSV without a header")
+    header: bool = Field(True, description="CSV and TSV: the first line holds the column names")
+    quoting: bool = Field(True, description='CSV and TSV: "…" may hold separators and line ends; false for files with stray quotes')
+    prompt: str | None = Field(None, description='what the model is given, with columns in braces: "Spam or ham?\\n\\n{text}"; {name:json} inserts as JSON')
+    completion: str | None = Field(None, description='what it should answer: "{label}"')
+    system: str | None = Field(None, description="a system message put before each conversation that has none")
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="chat: the tokenizer's own template; plain: text and a stop token; auto: chat if the tokenizer has a template"
+    )
+    on_too_long: Literal["error", "drop", "truncate"] = Field("error", description="an example longer than training.max_length; drop and truncate are counted")
+    on_bad_row: Literal["error", "skip"] = Field("error", description="a row that cannot be read; skip counts them")
+    duplicates: Literal["keep", "drop"] = Field("keep", description="rows equal to an earlier one; kept ones never straddle a split")
+    stratify: bool = Field(True, description="splits by share keep the proportions of the labels when answers are labels")
+
+
+class LoraConfig(Section):
+    """W = W0 + (alpha / rank) B A on a frozen base; B = 0 at the start (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1, description="width of the update; 8 to 64 is usual")
+    alpha: float | None = Field(None, gt=0, description="scale of the update is alpha / rank; by default 2 * rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the adapter's input while training")
+    targets: Literal["all-linear"] | list[str] = Field("all-linear", description="every linear layer but the head, or names such as [q_proj, v_proj]")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732)")
+    continue_from: str | None = Field(None, description="an adapter folder to start from instead of B = 0")
+
+    @property
+    def resolved_alpha(self) -> float:
+        return self.alpha if self.alpha is not None else 2.0 * self.rank
+
+
+class FullConfig(Section):
+    """Which weights full fine-tuning updates."""
+
+    train: Literal["all", "biases"] | Annotated[int, Field(ge=1)] | list[str] = Field(
+        "all", description="all; biases; a number: the last N layers; or patterns of parameter names, as [model.layers.7.*, lm_head.*]"
+    )
+
+
+class TrainingConfig(Section):
+    """The optimizer's steps."""
+
+    epochs: float = Field(3.0, gt=0, description="passes over the training rows")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
+    batch_size: int = Field(16, ge=1, description="examples per optimizer step, however they are cut into micro-batches or over processes")
+    micro_batch_size: int | None = Field(None, ge=1, description="examples computed at once; by default as many as fit micro_batch_tokens")
+    micro_batch_tokens: int = Field(8192, ge=1, description="tokens, padding included, computed at once; memory grows with it")
+    learning_rate: float | Literal["auto"] = Field("auto", description="auto: a rule whose reason is printed (LoRA about 10 x full fine-tuning)")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="of the learning rate after the warm-up, down to zero")
+    warmup: float = Field(0.05, ge=0, description="below 1: share of all steps; otherwise steps")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled (AdamW), on matrices only")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW, decay of the first moment")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW, decay of the second moment")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW, added to the root of the second moment")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    max_length: int = Field(512, ge=8, description="tokens of the longest example; see data.on_too_long")
+    seed: int = Field(0, ge=0, description="of the order, of dropout and of the adapter's start")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the computation; masters are float32; auto: bfloat16 where the machine multiplies it fast")
+    validate_every: int | None = Field(None, ge=1, description="steps; by default once per epoch")
+    save_every: int | None = Field(None, ge=1, description="steps; by default once per epoch")
+    keep_checkpoints: int = Field(2, ge=1, description="newest ones kept, besides the best")
+    early_stopping: int | None = Field(None, ge=1, description="stop after this many validations without a better one")
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _positive(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 < value < 10:
+            raise ValueError("should be above 0 and below 10")
+        return value
+
+
+class EvaluationConfig(Section):
+    """How the tuned model is measured on the test rows when training ends."""
+
+    task: Literal["auto", "label", "json", "text"] = Field("auto", description="which metrics fit; auto: from the reference answers")
+    max_new_tokens: int | None = Field(None, ge=1, description="of an answer; by default a little more than the longest reference")
+    limit: int | None = Field(None, ge=1, description="rows measured (the first ones); by default all")
+    batch_size: int = Field(64, ge=1, description="prompts answered at once")
+
+
+class Run(Section):
+    """Everything that decides what a run does."""
+
+    model: str = Field(description="acorn (the embedded base), a local folder, or a hub id")
+    method: Literal["full", "lora", "qlora"] = Field("lora", description="full: every weight; lora: adapters on a frozen base; qlora: on a 4-bit base")
+    output: str = Field(description="the run folder")
+    data: DataConfig
+    lora: LoraConfig = LoraConfig()
+    full: FullConfig = FullConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("model", "output")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("should not be empty")
+        return value
+
+
+# Keys of Axolotl, LLaMA-Factory, TRL/transformers, PEFT, Unsloth and torchtune, and where they go here.
+PEER_KEYS: dict[str, str] = {
+    "base_model": "model", "model_name_or_path": "model", "model_name": "model", "output_dir": "output",
+    "finetuning_type": "method", "adapter": "method", "dataset": "data.train", "train_file": "data.train", "validation_file": "data.validation",
+    "val_set_size": "data.validation", "val_size": "data.validation", "lora_r": "lora.rank", "lora_rank": "lora.rank", "r": "lora.rank",
+    "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout", "lora_target": "lora.targets", "lora_target_modules": "lora.targets",
+    "target_modules": "lora.targets", "use_rslora": "lora.rslora", "peft_use_rslora": "lora.rslora", "lora_model_dir": "lora.continue_from",
+    "adapter_name_or_path": "lora.continue_from", "num_train_epochs": "training.epochs", "num_epochs": "training.epochs",
+    "max_steps": "training.steps", "warmup_ratio": "training.warmup", "warmup_steps": "training.warmup", "lr": "training.learning_rate",
+    "lr_scheduler": "training.schedule", "lr_scheduler_type": "training.schedule", "cutoff_len": "training.max_length",
+    "sequence_len": "training.max_length", "max_seq_length": "training.max_length", "max_seq_len": "training.max_length", "gradient_clipping": "training.max_grad_norm",
+    "adam_beta1": "training.beta1", "adam_beta2": "training.beta2", "adam_epsilon": "training.epsilon", "eval_steps": "training.validate_every",
+    "save_steps": "training.save_every", "save_total_limit": "training.keep_checkpoints", "early_stopping_patience": "training.early_stopping",
+}  # fmt: skip
+PEER_BATCH = {"per_device_train_batch_size", "micro_batch_size", "gradient_accumulation_steps", "train_batch_size"}
+
+
+def known_keys() -> dict[str, Any]:
+    """Every key, dotted, with its pydantic field."""
+    keys: dict[str, Any] = {}
+    for name, field in Run.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            keys |= {f"{name}.{inner}": inner_field for inner, inner_field in section.model_fields.items()}
+        else:
+            keys[name] = field
+    return keys
+
+
+def sections() -> dict[str, type[Section]]:
+    return {
+        name: field.annotation
+        for name, field in Run.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+
+
+def convert_peer_keys(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Move keys of other tools to ours; the second value says each move in words, to be printed."""
+    said: list[str] = []
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+
+    def put(path: str, value: Any, was: str) -> None:
+        section, _, key = path.rpartition(".")
+        holder = result.setdefault(section, {}) if section else result
+        if not isinstance(holder, dict):
+            return  # validation will name the section that is not a mapping
+        if key in holder and holder[key] != value:
+            raise BadInput(f"{was} and {path} disagree: {value!r} and {holder[key]!r}", where="the config", fix=f"keep {path}")
+        holder[key] = value
+        said.append(f"{was}: {raw_value!r} → {path}: {value!r}" if path != was else f"{was}: {value!r}")
+
+    ours = {path.rpartition(".")[2]: path for path in known_keys()}
+    for holder_name in (None, *sections()):
+        holder = result if holder_name is None else result.get(holder_name)
+        if not isinstance(holder, dict):
+            continue
+        own = set(Run.model_fields) if holder_name is None else set(sections()[holder_name].model_fields)
+        batch = {key: holder[key] for key in PEER_BATCH & set(holder) if key not in own or "gradient_accumulation_steps" in holder}
+        if batch:
+            for key in batch:
+                del holder[key]
+            micro = batch.get("per_device_train_batch_size", batch.get("micro_batch_size", batch.get("train_batch_size")))
+            accumulation = batch.get("gradient_accumulation_steps", 1)
+            raw_value = " × ".join(f"{value}" for value in (micro, accumulation) if value is not None)
+            was = " × ".join(sorted(batch, reverse=True))
+            if not isinstance(accumulation, int) or not isinstance(micro, int | None):
+                raise BadInput(f"{was} should be whole numbers, not {raw_value}", where="the config", fix="training.batch_size: 16")
+            if micro is None:
+                raise BadInput(
+                    "gradient_accumulation_steps without a micro-batch size does not say how many examples a step has",
+                    where="the config", fix="training.batch_size: examples per optimizer step",
+                )  # fmt: skip
+            put("training.batch_size", micro * accumulation, was)
+            put("training.micro_batch_size", micro, was)
+        for key in [k for k in holder if k not in own]:
+            path = PEER_KEYS.get(key) or (ours.get(key) if holder_name is None else None)
+            if path is None:
+                continue  # an unknown key: validation names it
+            raw_value = holder.pop(key)
+            value = raw_value
+            if path == "lora.targets" and value in ("all", "all_linear", ["all"], ["all-linear"]):
+                value = "all-linear"
+            elif path == "lora.targets" and isinstance(value, str) and value != "all-linear":
+                value = [part.strip() for part in value.split(",")]
+            if path == "training.schedule" and value == "constant_with_warmup":
+                value = "constant"
+            put(path, value, key)
+    return result, said
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not the last one."""
+
+
+def _mapping_without_repeats(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise BadInput(f'the key "{key}" is given twice', where=f"line {key_node.start_mark.line + 1}", fix="keep one of them")
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BadInput(f"this is not YAML: {problem}", where=place, fix="quote text that holds : { } [ ] # or starts with a sign") from None
+    except BadInput as error:
+        raise BadInput(error.what, where=f"{where}, {error.where}", fix=error.fix) from None
+
+
+def validate(raw: Any, where: str) -> tuple[Run, list[str]]:
+    """A run from plain data, and what was converted from other tools' keys, in words."""
+    if not isinstance(raw, Mapping):
+        raise BadInput("a config is a mapping of keys to values", where=where, fix="see docs/configuration.md, or run tunesmith init DATA")
+    converted, said = convert_peer_keys(dict(raw))
+    try:
+        return Run.model_validate(converted), said
+    except ValidationError as error:
+        raise _first_problem(error, where) from None
+
+
+def _first_problem(error: ValidationError, where: str) -> BadInput:
+    problem = error.errors()[0]
+    # pydantic adds the names of union members to a location ("float", "constrained-str"); keep keys only
+    location = [str(part) for part in problem["loc"]]
+    known = known_keys()
+    path = location[0] if location[0] in known or len(location) == 1 else ".".join(location[:2])
+    if problem["type"] == "extra_forbidden":
+        holder, _, name = path.rpartition(".")
+        names = sections()[holder].model_fields if holder else Run.model_fields
+        elsewhere = [other for other in known if other.rpartition(".")[2] == name]
+        return BadInput(f'unknown key "{path}"', where=where, fix=f"did you mean {elsewhere[0]}?" if elsewhere else nearest(name, names))
+    if problem["type"] == "missing":
+        return BadInput(f'"{path}" is missing', where=where, fix=_describe(known, path))
+    given = problem.get("input")
+    message = problem["msg"].removeprefix("Value error, ")
+    choices = {e["ctx"]["expected"] for e in error.errors() if list(e["loc"])[: path.count(".") + 1] == list(problem["loc"])[: path.count(".") + 1] and "expected" in e.get("ctx", {})}
+    if choices:
+        message = "should be " + " or ".join(sorted(choices))
+    return BadInput(f'"{path}" cannot be {given!r}: {message[0].lower() + message[1:]}', where=where, fix=_describe(known, path))
+
+
+def _describe(known: Mapping[str, Any], path: str) -> str:
+    field = known.get(path)
+    return f"{path}: {field.description}" if field is not None and field.description else f"see docs/configuration.md for {path}"
+
+
+def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`--set training.epochs=2`: dotted key, value read as YAML."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise BadInput(f'"{override}" does not set a key', where="--set", fix="--set training.epochs=2")
+        section, _, key = path.rpartition(".")
+        holder = result.setdefault(section, {}) if section else result
+        if not isinstance(holder, dict):
+            raise BadInput(f'"{section}" is not a section', where=f"--set {override}", fix=nearest(section, sections()))
+        holder[key] = parse_yaml(text, f"--set {override}")
+    return result
+
+
+def load_run(path: str | Path, overrides: list[str] | None = None) -> tuple[Run, list[str]]:
+    """The run that a YAML file describes, with `--set` overrides, and what was converted, in words."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        raise BadInput("there is no such config", where=str(path), fix=nearest(path.name, near) if near else "tunesmith init DATA writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"the config cannot be read: {error}", where=str(path), fix="a config is a YAML file in UTF-8") from None
+    raw = parse_yaml(text, str(path))
+    if isinstance(raw, Mapping) and overrides:
+        raw = apply_overrides(dict(raw), overrides)
+    return validate(raw, str(path))
+
+
+def to_yaml(run: Run) -> str:
+    """The run with every default written out; `load_run` of it gives an equal run."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)
