@@ -93,6 +93,7 @@ class TrainingConfig(Section):
     save_every: int | None = Field(None, ge=1, description="steps; by default once per epoch")
     keep_checkpoints: int = Field(2, ge=1, description="newest ones kept, besides the best")
     early_stopping: int | None = Field(None, ge=1, description="stop after this many validations without a better one")
+    tensorboard: bool = Field(False, description="also write RUN/tensorboard (needs the extra tunesmith[tensorboard])")
 
     @field_validator("learning_rate")
     @classmethod

@@ -1,0 +1,269 @@
+"""What the commands and the library both call.
+
+    import tunesmith
+    run = tunesmith.train("sms.yaml")                      # training, then evaluation, then report
+    run.evaluation()["models"]["sms"]["f1_spam"]
+    model = tunesmith.load("acorn", adapters={"spam": "runs/sms/adapter"})
+    model.generate(["Is this message spam or ham?\\n\\nFree entry!"], adapter="spam")
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith import hardware
+
+hardware.keep_freed_memory()  # before torch
+
+
+from tunesmith.config import Run, load_run, validate  # noqa: E402
+from tunesmith.data.conversation import Conversation, Message  # noqa: E402
+from tunesmith.data.formats import read_conversations, read_prompts  # noqa: E402
+from tunesmith.data.rows import load_parts  # noqa: E402
+from tunesmith.data.template import Renderer  # noqa: E402
+from tunesmith.errors import BadInput, nearest  # noqa: E402
+from tunesmith.evaluation import score  # noqa: E402
+from tunesmith.evaluation.metrics import majority_baseline, task_of  # noqa: E402
+
+from tunesmith.inference import engine  # noqa: E402
+from tunesmith.model.adapters import adapter_names, load_adapter, read_adapter, using  # noqa: E402
+from tunesmith.model.load import Loaded, load_model  # noqa: E402
+from tunesmith.progress import progress, say  # noqa: E402
+from tunesmith.report import write_model_card, write_report  # noqa: E402
+from tunesmith.runs import RunFolder, now  # noqa: E402
+from tunesmith.training import distributed, loop  # noqa: E402
+
+SAMPLES_KEPT = 24  # answers shown in the report
+
+
+def as_run(config: Run | str | Path | Mapping[str, Any]) -> Run:
+    """A run from a file, a mapping or a run; conversions of other tools' keys are said aloud."""
+    if isinstance(config, Run):
+        return config
+    run, said = validate(config, "the config") if isinstance(config, Mapping) else load_run(config)
+    for line in said:
+        say(f"converted {line}")
+    return run
+
+
+def train(config: Run | str | Path | Mapping[str, Any], command: str = "") -> RunFolder:
+    """Fine-tune, measure before and after on the test rows, write the report; returns the run folder."""
+    return _complete(loop.train(as_run(config), command))
+
+
+def resume(path: str | Path) -> RunFolder:
+    """Continue a run that was stopped, then measure and report."""
+    folder = RunFolder.open(path)
+    if folder.status().get("state") == "trained":  # stopped while it was being measured
+        return _complete(folder)
+    return _complete(loop.resume(folder))
+
+
+def _complete(folder: RunFolder) -> RunFolder:
+    if distributed.rank() == 0:
+        if folder.run().data.test is not None:
+            evaluate(folder)
+        folder.set_status(state="done", ended=now())
+        write_model_card(folder.path)
+        write_report(folder.path)
+    distributed.barrier()
+    return folder
+
+
+def evaluate(folder: RunFolder, data: str | None = None, adapters: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Base, tuned model and majority answer on the same rows; kept in the run folder unless other data were named.
+
+    data       another file instead of the run's own test rows
+    adapters   further adapters on the same base, by name
+    Returns {"rows": n, "task": ..., "models": {"majority": {metric: value}, "base": {...}, NAME: {...}}}.
+    """
+    run = folder.run()
+    if data is None:
+        if run.data.test is None:
+            raise BadInput("this run has no test rows", where=str(folder.path / "config.yaml"), fix="--data FILE, or data.test in the next run")
+        parts = load_parts(run.data)
+        conversations, train_answers = parts.test, [c.answer for c in parts.train if c.answer is not None]
+    else:
+        conversations, train_answers = read_conversations(run.data, data).conversations, []
+    models: dict[str, dict[str, float]] = {}
+    answers: dict[str, list[str]] = {}
+    base = load(run.model, dtype=run.training.dtype, template=run.data.template)
+    rows = score.test_rows(conversations, base.renderer, base.loaded.context)
+    if run.evaluation.limit is not None:
+        rows = score.test_rows(conversations[: run.evaluation.limit], base.renderer, base.loaded.context)
+    task = (task_of(rows.references) if run.evaluation.task == "auto" else run.evaluation.task) if rows.prompts else "text"
+    if rows.prompts and (baseline := majority_baseline(task, train_answers or rows.references, rows.references)):
+        models["majority"] = baseline
+
+    def measure(opened: "Model", adapter: str | None, name: str) -> None:
+        say(f"measuring {name} on {len(rows.conversations):,} rows")
+        measured = score.measure(
+            opened.loaded.model, rows, opened.renderer, adapter=adapter, title=name, task=task,
+            max_new_tokens=run.evaluation.max_new_tokens, batch_size=run.evaluation.batch_size,
+        )  # fmt: skip
+        models[name], answers[name] = measured.metrics, measured.answers
+
+    measure(base, None, "base")
+    named = dict(adapters or {})
+    if run.method == "full":
+        measure(load(str(folder.model), dtype=run.training.dtype, template=run.data.template), None, folder.name)
+    else:
+        named = {folder.name: str(folder.adapter), **named}
+    for name, path in named.items():
+        base.add_adapter(name, path)
+        measure(base, name, name)
+    evaluation = {"rows": len(rows.conversations), "task": task, "models": models}
+    if data is None and not adapters:
+        folder.save_evaluation(evaluation, _samples(rows, answers))
+        write_model_card(folder.path)
+        write_report(folder.path)
+    return evaluation
+
+
+def _samples(rows: score.TestRows, answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    if not rows.prompts:
+        return []
+    kept = range(0, len(rows.references), max(1, len(rows.references) // SAMPLES_KEPT))
+    return [
+        {
+            "source": rows.conversations[i].source, "prompt": "\n\n".join(m.content for m in rows.conversations[i].prompt),
+            "reference": rows.references[i], "answers": {name: written[i] for name, written in answers.items()},
+        }
+        for i in list(kept)[:SAMPLES_KEPT]
+    ]  # fmt: skip
+
+
+# --- a model to talk to -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Model:
+    """A loaded base and the adapters on it."""
+
+    loaded: Loaded
+    renderer: Renderer
+    default_adapter: str | None = None
+    system: dict[str | None, str | None] = field(default_factory=dict)
+
+    @property
+    def adapters(self) -> list[str]:
+        return adapter_names(self.loaded.model)
+
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Put one more adapter on the base; its prompts must be rendered as in its training."""
+        folder = Path(path)
+        if (folder / "config.yaml").is_file():
+            folder = folder / "adapter"
+        facts = read_adapter(folder).facts
+        if "renderer" in facts:
+            renderer = Renderer(self.loaded.tokenizer, facts["template"], self.loaded.eos_ids)
+            if renderer.fingerprint() != facts["renderer"]:
+                raise BadInput(
+                    "this adapter was trained with another chat template or tokenizer", where=str(folder),
+                    fix="use the tokenizer files in the adapter folder with its base, or train again",
+                )  # fmt: skip
+            if renderer.mode != self.renderer.mode:
+                if self.adapters:
+                    raise BadInput(f"this adapter's prompts are {renderer.mode}, those of the others {self.renderer.mode}", where=str(folder), fix="load it alone")
+                self.renderer = renderer
+        load_adapter(self.loaded.model, name, folder)
+        self.system[name] = facts.get("system")
+
+    def generate(
+        self, prompts: Sequence[str | Sequence[Mapping[str, str]]], *, adapter: str | None = None, max_new_tokens: int = 128, temperature: float = 0.0,
+        top_p: float = 1.0, seed: int = 0, batch_size: int = 64, on_progress: Callable[[int], None] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """Answers to prompts (a text, or a list of {"role", "content"}) by the base or one adapter, chosen per call."""
+        name = adapter if adapter is not None else self.default_adapter
+        ids = [self.renderer.prompt_ids(self._messages(prompt, name), f"prompt {n}") for n, prompt in enumerate(prompts, 1)]
+        with self._answering(name):
+            written = engine.generate(
+                self.loaded.model, ids, max_new_tokens=max_new_tokens, stop_ids=self.renderer.stop_ids, temperature=temperature,
+                top_p=top_p, seed=seed, batch_size=batch_size, on_progress=on_progress,
+            )  # fmt: skip
+        return [score.decode(self.renderer, answer.ids) for answer in written]
+
+    def stream(self, messages: Sequence[Message], *, adapter: str | None = None, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> Iterator[str]:
+        """One answer as pieces of text, as they are written."""
+        ids = self.renderer.prompt_ids(messages)
+        written: list[int] = []
+        shown = ""
+        with self._answering(adapter):
+            for token in engine.stream(
+                self.loaded.model, ids, max_new_tokens=max_new_tokens, stop_ids=self.renderer.stop_ids, temperature=temperature, top_p=top_p, seed=seed
+            ):
+                written.append(token)
+                text = score.decode(self.renderer, written)
+                if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+                    yield text[len(shown) :]
+                    shown = text
+
+    def _answering(self, name: str | None) -> Any:
+        if name is not None and name not in self.adapters:
+            raise BadInput(f'there is no adapter "{name}" on this model', fix=nearest(name, self.adapters) if self.adapters else "--adapter NAME=PATH")
+        return using(self.loaded.model, name)
+
+    def _messages(self, prompt: str | Sequence[Mapping[str, str]], adapter: str | None) -> list[Message]:
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        system = self.system.get(adapter)
+        if system is not None and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": system}, *turns]
+        return [Message(turn["role"], turn["content"], False) for turn in turns]
+
+
+def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dtype: str = "auto", template: str = "auto") -> Model:
+    """Open a base model, a full fine-tuned model or a run folder (its base with its adapter as the default), plus named adapters."""
+    name = str(model)
+    path = Path(name)
+    default: str | None = None
+    named = dict(adapters or {})
+    if (path / "config.yaml").is_file():
+        folder = RunFolder.open(path)
+        run = folder.run()
+        template, dtype = run.data.template, run.training.dtype
+        if run.method == "full":
+            name = str(folder.model)
+            if not folder.model.is_dir():
+                raise BadInput("this run has no model yet", where=name, fix=f"tunesmith resume {path}")
+        else:
+            name, default = run.model, folder.name
+            named = {folder.name: folder.adapter, **named}
+    loaded = load_model(name, dtype)
+    opened = Model(loaded, Renderer(loaded.tokenizer, template, loaded.eos_ids))
+    for adapter, place in named.items():
+        opened.add_adapter(adapter, place)
+    opened.default_adapter = default
+    return opened
+
+
+def answer_file(model: Model, data: str, output: Path, run: Run | None, **settings: Any) -> int:
+    """Answer every row of a file; the result has one JSON line for each, in order. Returns the number of rows."""
+    import json
+
+    from tunesmith.config import DataConfig
+    from tunesmith.files import write_text
+
+    config = (run.data if run is not None else DataConfig(train=data)).model_copy(update={"train": data})
+    read = read_prompts(config, data)
+    for line in read.said:
+        say(line)
+    prompts = [[{"role": m.role, "content": m.content} for m in _asked(c)] for c in read.conversations]
+    with progress("answers", len(prompts)) as bar:
+        answers = model.generate(prompts, on_progress=bar.advance, **settings)
+    rows = [{"source": c.source, "answer": a, **({"reference": c.answer} if c.answer is not None else {})} for c, a in zip(read.conversations, answers, strict=True)]
+    write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return len(rows)
+
+
+def _asked(conversation: Conversation) -> tuple[Message, ...]:
+    return conversation.prompt if conversation.answer is not None else conversation.messages
+
+
+def dry_run(config: Run) -> list[str]:
+    """Everything that happens before the first step, without writing: data read and rendered, model loaded, sizes said."""
+    distributed.start()
+    ready = loop.prepare(config, "dry-run")
+    return ready.said
+
+

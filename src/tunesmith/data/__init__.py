@@ -1,0 +1,1 @@
+"""Data: files to conversations to token ids to batches."""

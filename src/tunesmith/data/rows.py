@@ -1,0 +1,133 @@
+"""From files to rows ready for training: read, de-duplicate, split, render, fit; everything that was left out is counted.
+
+    rows = load_rows(run.data, run.training, renderer)
+    rows.train            # list[Example]
+    rows.test             # list[Conversation]: prompts and reference answers for the figures
+    rows.said, rows.counts
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config import DataConfig, TrainingConfig
+from tunesmith.data.batches import Fitted, fit, render_all
+from tunesmith.data.conversation import Conversation
+from tunesmith.data.formats import read_conversations
+from tunesmith.data.split import drop_duplicates, remove_overlap, split
+from tunesmith.data.template import Example, Renderer
+from tunesmith.errors import BadInput
+from tunesmith.progress import progress
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Conversations of each use, before any token."""
+
+    train: list[Conversation]
+    validation: list[Conversation]
+    test: list[Conversation]
+    said: list[str]
+    counts: dict[str, int]
+    files: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    train: list[Example]
+    validation: list[Example]
+    test: list[Conversation]
+    train_answers: list[str]
+    said: list[str]
+    counts: dict[str, int]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def load_parts(config: DataConfig) -> Parts:
+    """Read and split: nothing straddles two parts, and each part is a file of its own or a share of the training file."""
+    said: list[str] = []
+    counts = {"read": 0, "skipped": 0, "duplicates_dropped": 0, "overlap_removed": 0}
+    files: dict[str, dict[str, Any]] = {}
+
+    def read(path: str) -> list[Conversation]:
+        found = read_conversations(config, path)
+        said.extend(found.said)
+        counts["read"] += found.n_rows
+        counts["skipped"] += len(found.skipped)
+        if found.skipped:
+            first = found.skipped[0]
+            said.append(f"{len(found.skipped):,} rows skipped; the first: {first.source}: {first.problem}")
+        files[path] = {"rows": found.n_rows, "sha256": _sha256(Path(path))}
+        return found.conversations
+
+    train = read(config.train)
+    if config.duplicates == "drop":
+        train, dropped = drop_duplicates(train)
+        counts["duplicates_dropped"] = len(dropped)
+        said.append(f"{len(dropped):,} rows equal to an earlier one dropped; {len(train):,} left")
+    shares = {kind: value for kind in ("validation", "test") if isinstance(value := getattr(config, kind), float)}
+    held: dict[str, list[Conversation]] = {"validation": [], "test": []}
+    seed = 0  # of the split: the same rows are held out whatever the seed of training
+    if shares:
+        parts = split(train, validation=shares.get("validation"), test=shares.get("test"), seed=seed, stratify=config.stratify)
+        train, held["validation"], held["test"] = parts.train, parts.validation, parts.test
+        said.extend(parts.said)
+    for kind in ("validation", "test"):
+        path = getattr(config, kind)
+        if isinstance(path, str):
+            held[kind] = read(path)
+    if config.validation or config.test:
+        # a share cannot overlap; a file can, with the training file and with the other one
+        for one, other in (("validation", held["test"]), ("train", [*held["validation"], *held["test"]])):
+            rows = train if one == "train" else held[one]
+            kept, removed = remove_overlap(rows, other)
+            if removed:
+                counts["overlap_removed"] += len(removed)
+                said.append(f"{len(removed):,} rows of {one} removed because the held-out rows contain them; the first: {removed[0].source}")
+            if one == "train":
+                train = kept
+            else:
+                held[one] = kept
+    if not train:
+        raise BadInput("no row is left to train on", where=config.train, fix="smaller shares for validation and test, or more data")
+    counts |= {"train": len(train), "validation": len(held["validation"]), "test": len(held["test"])}
+    return Parts(train, held["validation"], held["test"], said, counts, files)
+
+
+def _sha256(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_rows(config: DataConfig, training: TrainingConfig, renderer: Renderer) -> Rows:
+    """Conversations rendered to ids, with the policy for long ones applied to what is trained and validated on."""
+    parts = load_parts(config)
+    said, counts = list(parts.said), dict(parts.counts)
+    said.append(renderer.describe())
+
+    def examples(name: str, conversations: Sequence[Conversation]) -> list[Example]:
+        with progress(f"rendering {name}", len(conversations)) as bar:
+            rendered = render_all(conversations, renderer, lambda n: bar.advance(256))
+        fitted: Fitted = fit(rendered, training.max_length, config.on_too_long)
+        for kind, sources in (("dropped", fitted.dropped), ("truncated", fitted.truncated)):
+            if sources:
+                counts[f"too_long_{kind}"] = counts.get(f"too_long_{kind}", 0) + len(sources)
+                said.append(f"{len(sources):,} {name} examples longer than {training.max_length} tokens {kind}; the first: {sources[0]}")
+        return fitted.examples
+
+    train = examples("training", parts.train)
+    validation = examples("validation", parts.validation) if parts.validation else []
+    if not train:
+        raise BadInput("every example is longer than training.max_length", where=config.train, fix="raise training.max_length")
+    if len(train) > len(parts.train):
+        said.append(f"{len(parts.train):,} conversations became {len(train):,} examples: the template rewrites earlier turns, so each answer is its own example")
+    counts["trained_tokens_per_epoch"] = sum(int(e.trained[1:].sum()) for e in train)
+    counts["tokens_per_epoch"] = sum(len(e) for e in train)
+    said.append(f"training on {len(train):,} examples, {counts['tokens_per_epoch']:,} tokens of which {counts['trained_tokens_per_epoch']:,} are learned; validation {len(validation):,}, test {len(parts.test):,}")
+    answers = [c.answer for c in parts.train if c.answer is not None]
+    return Rows(train, validation, parts.test, answers, said, counts, parts.files)

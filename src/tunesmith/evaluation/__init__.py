@@ -1,0 +1,1 @@
+"""How good the answers are: metrics over text, and the scores of a model that gave it."""

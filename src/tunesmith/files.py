@@ -1,0 +1,97 @@
+"""Files that are whole or not there: written beside their place, synced, renamed.
+
+    write_json(path, {"step": 3}); write_tensors(path, {"w": tensor})
+
+A failed write leaves what was there before, and the error says how many bytes were needed and how many were free.
+"""
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import MachineFailed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def explain_disk(path: Path, n_bytes: int = 0) -> Iterator[None]:
+    """Turn the system's refusal to write into what / where / fix."""
+    try:
+        yield
+    except OSError as error:
+        from tunesmith.hardware import free_disk_bytes
+
+        free = free_disk_bytes(path)
+        need = f"{n_bytes:,} bytes needed, " if n_bytes else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "the disk is full" if full else f"the file cannot be written: {error.strerror or error}"
+        raise MachineFailed(
+            f"{what}; what was saved before is untouched", where=f"{path} ({need}{free:,} free)",
+            fix="free some space, then run tunesmith resume" if full else "check the path and its permissions",
+        ) from error  # fmt: skip
+
+
+def _replace(path: Path, n_bytes: int, write: Callable[[Path], None]) -> None:
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with explain_disk(path, n_bytes):
+        try:
+            write(beside)
+            sync(beside)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    data = text.encode("utf-8")
+    _replace(path, len(data), lambda beside: _write_bytes(beside, data))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Strict JSON: NaN is an error here, not a token that no other reader accepts."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
+    """safetensors, with the permissions of an ordinary file (the library leaves 0600)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    held = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+
+    def write(beside: Path) -> None:
+        try:
+            save_file(held, beside, metadata={"format": "pt"})
+        except SafetensorError as error:
+            text = str(error)
+            code = errno.ENOSPC if "No space left" in text else errno.EFBIG if "File too large" in text else errno.EIO
+            raise OSError(code, os.strerror(code) if code != errno.EIO else text) from error
+        beside.chmod(0o666 & ~_umask())
+
+    _replace(path, sum(tensor.nbytes for tensor in held.values()), write)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""One operation on raw tensors per file: contract, readable reference, fast version."""

@@ -1,0 +1,84 @@
+"""Cross-entropy of a linear head without ever holding all logits.
+
+    nll_sum = linear_nll(hidden_ND, head_VD, bias_V, target_N)     # a sum, never a mean
+
+The logits of N tokens over V words are the largest tensor of a small model's training (4,096 x 49,152 floats are 800 MB).
+Here the head runs over a few hundred tokens at a time; each piece's gradient is made in the forward pass while its logits
+are at hand, and the backward pass only scales it. Idea: Wijmans et al. 2024, "Cut Your Losses" (arXiv 2411.09009) and the
+chunked losses of Liger; the code is ours.
+"""
+
+import torch
+from torch import Tensor
+
+CHUNK_TOKENS = 512  # 256 to 512 rows keep the logits of a 50k vocabulary in the cache of a CPU; see docs/log.md
+
+
+def linear_nll_reference(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor) -> Tensor:
+    """Sum over tokens of -log softmax(hidden @ head.T + bias)[target], in float32 after the product."""
+    logits_NV = torch.nn.functional.linear(hidden_ND, head_VD, bias_V)
+    return torch.nn.functional.cross_entropy(logits_NV.float(), target_N, reduction="sum")
+
+
+def linear_nll(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> Tensor:
+    """The same sum, by chunks of tokens; hidden and head are multiplied in hidden's dtype, everything else is float32.
+
+    hidden_ND   states of the positions that are scored
+    head_VD     output embeddings in any float dtype; gets a gradient if it requires one (summed in float32)
+    target_N    int64, the word after each position
+    """
+    result: Tensor = _LinearNll.apply(hidden_ND, head_VD, bias_V, target_N, chunk_tokens)
+    return result
+
+
+class _LinearNll(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        chunk_tokens: int,
+    ) -> Tensor:
+        want_hidden, want_head, want_bias = ctx.needs_input_grad[:3]
+        weight_VD = head_VD.to(hidden_ND.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        d_hidden_ND = torch.empty_like(hidden_ND) if want_hidden else None
+        d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if want_head else None
+        d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if want_bias and bias_V is not None else None
+        for start in range(0, len(hidden_ND), chunk_tokens):
+            hidden_CD, target_C = hidden_ND[start : start + chunk_tokens], target_N[start : start + chunk_tokens]
+            logits_CV = (hidden_CD @ weight_VD.T).float()
+            if bias_V is not None:
+                logits_CV += bias_V
+            lse_C = torch.logsumexp(logits_CV, dim=-1)
+            total += (lse_C - logits_CV.gather(1, target_C[:, None])[:, 0]).sum()
+            if not (want_hidden or want_head or want_bias):
+                continue
+            # d nll / d logits = softmax - one-hot, written over the logits
+            d_logits_CV = logits_CV.sub_(lse_C[:, None]).exp_()
+            d_logits_CV.scatter_add_(1, target_C[:, None], d_logits_CV.new_full((len(target_C), 1), -1.0))
+            if d_bias_V is not None:
+                d_bias_V += d_logits_CV.sum(0)
+            d_logits_CV = d_logits_CV.to(hidden_ND.dtype)
+            if d_hidden_ND is not None:
+                torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk_tokens])
+            if d_head_VD is not None:
+                d_head_VD += d_logits_CV.T @ hidden_CD
+        ctx.save_for_backward(d_hidden_ND, d_head_VD, d_bias_V)
+        ctx.dtypes = (head_VD.dtype, bias_V.dtype if bias_V is not None else None)  # type: ignore[attr-defined]
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_hidden_ND, d_head_VD, d_bias_V = ctx.saved_tensors  # type: ignore[attr-defined]
+        scale = upstream[0]
+        head_dtype, bias_dtype = ctx.dtypes  # type: ignore[attr-defined]
+        return (
+            (d_hidden_ND * scale).to(d_hidden_ND.dtype) if d_hidden_ND is not None else None,
+            (d_head_VD * scale).to(head_dtype) if d_head_VD is not None else None,
+            (d_bias_V * scale).to(bias_dtype) if d_bias_V is not None else None,
+            None,
+            None,
+        )

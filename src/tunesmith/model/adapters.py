@@ -1,0 +1,363 @@
+"""Adapters on a model: put on, choose, save and load in PEFT's layout.
+
+    attach(model, "spam", LoraConfig(rank=16), seed=0)
+    with using(model, "spam"): logits = model(ids).logits      # None: the base
+    save_adapter(model, "spam", folder, facts); load_adapter(model, "traffic", other_folder)
+
+An adapter folder holds adapter_config.json and adapter_model.safetensors as PEFT writes them (vLLM and others read the same)
+and tunesmith.json: what it was trained on and how its prompts were rendered. Every mismatch is found before a weight is used
+and all are reported in one error.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith import __version__
+from tunesmith.config import LoraConfig
+from tunesmith.errors import BadInput, nearest
+from tunesmith.files import write_json, write_tensors
+from tunesmith.model.frozen import FrozenLinear
+from tunesmith.model.lora import Adapter, LoraLinear, Switch
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that an adapter changes, in numbers."""
+
+    name: str
+    n_inputs: int
+    n_outputs: int
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every nn.Linear and Conv1D but the output head, by module path; layers that carry adapters already included."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inside = {id(m.frozen) for m in model.modules() if isinstance(m, LoraLinear)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D | LoraLinear) and module is not head and id(module) not in inside
+    }
+
+
+def choose_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
+    """Module paths that `lora.targets` means: all-linear, or names that match a path or its end."""
+    layers = linear_layers(model)
+    if targets == "all-linear":
+        return list(layers)
+    wanted = [targets] if isinstance(targets, str) else targets
+    chosen = [name for name in layers if any(_matches(name, target) for target in wanted)]
+    unused = [target for target in wanted if not any(_matches(name, target) for name in layers)]
+    if unused or not chosen:
+        ends = sorted({name.rpartition(".")[2] for name in layers})
+        raise BadInput(
+            f"no linear layer is named {', '.join(unused) or 'so'}", where="lora.targets",
+            fix=f"{nearest(unused[0], ends) if unused else ''} (this model has: {', '.join(ends)})",
+        )  # fmt: skip
+    return chosen
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def switch_of(model: nn.Module) -> Switch:
+    """The model's switch, made at the first call."""
+    switch = getattr(model, "_tunesmith_switch", None)
+    if switch is None:
+        switch = Switch()
+        model._tunesmith_switch = switch  # type: ignore[assignment]
+    assert isinstance(switch, Switch)
+    return switch
+
+
+@contextmanager
+def using(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Within the block the model answers with this adapter; None is the base."""
+    if name is not None and name not in adapter_names(model):
+        raise BadInput(f'there is no adapter "{name}" on this model', fix=nearest(name, adapter_names(model)))
+    switch = switch_of(model)
+    before, switch.active = switch.active, name
+    try:
+        yield
+    finally:
+        switch.active = before
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    names: dict[str, None] = {}
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            names |= dict.fromkeys(module.adapters)
+    return list(names)
+
+
+def adapted_layers(model: nn.Module, name: str) -> dict[str, LoraLinear]:
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLinear) and name in m.adapters}
+
+
+def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """Trained tensors by their name in PEFT's file."""
+    parameters: dict[str, nn.Parameter] = {}
+    for path, layer in adapted_layers(model, name).items():
+        adapter: Any = layer.adapters[name]
+        parameters[f"{PEFT_PREFIX}{path}.lora_A.weight"] = adapter.a_RK
+        parameters[f"{PEFT_PREFIX}{path}.lora_B.weight"] = adapter.b_NR
+    return parameters
+
+
+def attach(model: nn.Module, name: str, config: LoraConfig, seed: int) -> list[Layer]:
+    """Put a new adapter on the chosen layers; the model's output does not change, as B is zero. Freezes the base."""
+    _check_name(name)
+    if name in adapter_names(model):
+        raise BadInput(f'there is already an adapter "{name}" on this model', fix="choose another name")
+    paths = choose_targets(model, config.targets)
+    scale = config.resolved_alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+    layers = _put(model, name, dict.fromkeys(paths, config.rank), dict.fromkeys(paths, scale), config.dropout)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in adapted_layers(model, name).values():
+        adapter = layer.adapters[name]
+        assert isinstance(adapter, Adapter)
+        adapter.start(generator)
+    return layers
+
+
+def _put(model: nn.Module, name: str, ranks: Mapping[str, int], scales: Mapping[str, float], dropout: float) -> list[Layer]:
+    """Replace the named layers (once) and give each an adapter of zeros."""
+    model.requires_grad_(False)
+    modules = linear_layers(model)
+    layers = []
+    for path, rank in ranks.items():
+        module = modules[path]
+        if not isinstance(module, LoraLinear):
+            wrapped = LoraLinear(FrozenLinear(module), switch_of(model))
+            wrapped.train(module.training)
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, wrapped)
+            module = wrapped
+        frozen: Any = module.frozen
+        if rank > min(frozen.n_inputs, frozen.n_outputs):
+            raise BadInput(
+                f"rank {rank} is larger than the layer: {path} is {frozen.n_outputs}×{frozen.n_inputs}", where="lora.rank",
+                fix=f"lora.rank: at most {min(frozen.n_inputs, frozen.n_outputs)}, or leave this layer out with lora.targets",
+            )  # fmt: skip
+        module.adapters[name] = Adapter(frozen.n_inputs, frozen.n_outputs, rank, scales[path], dropout, frozen.weight.device)
+        layers.append(Layer(path, frozen.n_inputs, frozen.n_outputs))
+    return layers
+
+
+def _check_name(name: str) -> None:
+    """A name is a label, never a path or a module path."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise BadInput(f'"{name}" cannot name an adapter', fix="letters, digits, - and _, at most 64")
+
+
+def arithmetic(layers: list[Layer], rank: int) -> list[str]:
+    """The sizes in words: one line for each shape, then the total."""
+    counts: dict[tuple[int, int], int] = {}
+    for layer in layers:
+        shape = (layer.n_outputs, layer.n_inputs)
+        counts[shape] = counts.get(shape, 0) + 1
+    lines, frozen_total, trained_total = [], 0, 0
+    for (n, k), count in sorted(counts.items(), key=lambda item: -item[0][0] * item[0][1]):
+        frozen, trained = n * k, rank * (n + k)
+        frozen_total, trained_total = frozen_total + count * frozen, trained_total + count * trained
+        lines.append(f"{n}×{k} = {frozen:,} frozen; A {rank}×{k} + B {n}×{rank} = {trained:,} trained ({trained / frozen:.2%}); {count} such layers")
+    lines.append(f"together {frozen_total:,} frozen in adapted layers, {trained_total:,} trained ({trained_total / frozen_total:.2%})")
+    return lines
+
+
+# --- files --------------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Names, shapes and a sample of every base weight: equal for the same base, other for a base that only looks alike."""
+    digest = blake2b(digest_size=16)
+    for name, parameter in sorted(_base_parameters(model).items()):
+        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)][:64].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by the names they had before adapters were put on."""
+    return {n.replace(".frozen.", "."): p for n, p in model.named_parameters() if ".adapters." not in n}
+
+
+def save_adapter(model: nn.Module, name: str, folder: Path, facts: Mapping[str, Any], base: str, config: LoraConfig) -> None:
+    """Write the adapter in PEFT's layout, then open what was written: shapes as configured, B not all zero (FAILURES 19)."""
+    layers = adapted_layers(model, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "adapter_model.safetensors", {k: p.detach() for k, p in adapter_parameters(model, name).items()})
+    write_json(folder / "adapter_config.json", peft_config(model, name, base, config))
+    write_json(folder / "tunesmith.json", {"version": __version__, "base_fingerprint": fingerprint(model), **facts})
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+        moved = any(bool(file.get_tensor(key).any()) for key in shapes if key.endswith("lora_B.weight"))
+    expected = {key: tuple(p.shape) for key, p in adapter_parameters(model, name).items()}
+    if shapes != expected or not layers:
+        raise BadInput("the adapter on disk is not the one in memory", where=str(folder), fix="this is a defect: please report it")
+    if not moved:
+        raise BadInput("every B of the adapter is zero: nothing was learned", where=str(folder), fix="raise training.learning_rate")
+
+
+def peft_config(model: nn.Module, name: str, base: str, config: LoraConfig) -> dict[str, Any]:
+    layers = adapted_layers(model, name)
+    ends = sorted({path.rpartition(".")[2] for path in layers})
+    # PEFT matches the end of a path: short names only if they mean these layers and no other
+    others = [p for p, m in model.named_modules() if p not in layers and isinstance(m, nn.Linear | Conv1D | LoraLinear) and not p.endswith(".frozen")]
+    exact = not any(_matches(path, end) for path in others for end in ends)
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
+        "lora_alpha": config.resolved_alpha, "lora_dropout": config.dropout, "use_rslora": config.rslora,
+        "target_modules": ends if exact else sorted(layers), "bias": "none", "inference_mode": True, "modules_to_save": None,
+        "fan_in_fan_out": any(layer.frozen.transposed for layer in layers.values()), "init_lora_weights": True,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A folder that passed every check that needs no model."""
+
+    folder: Path
+    config: dict[str, Any]
+    facts: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def read_adapter(folder: Path) -> AdapterFile:
+    """Open an adapter folder, ours or PEFT's; refuses what this version would ignore."""
+    config_path, weights_path = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if not folder.is_dir():
+        raise BadInput("there is no such adapter folder", where=str(folder), fix="a run keeps its adapter in RUN/adapter")
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            more = " (adapter_model.bin is a pickle and is never read)" if (folder / "adapter_model.bin").exists() else ""
+            raise BadInput(f"the adapter folder has no {path.name}{more}", where=str(folder), fix="save it with PEFT as safetensors")
+    config = _read_json(config_path)
+    facts = _read_json(folder / "tunesmith.json") if (folder / "tunesmith.json").is_file() else {}
+    problems = []
+    if config.get("peft_type") != "LORA":
+        problems.append(f"peft_type is {config.get('peft_type')!r}, not LORA")
+    for key, harmless in _HARMLESS.items():
+        if key in config and config[key] not in harmless:
+            problems.append(f"{key} = {config[key]!r} is not supported")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float) or isinstance(config.get(key), bool) or not 0 < config[key] < 1e6:
+            problems.append(f"{key} should be a positive number, not {config.get(key)!r}")
+    if problems:
+        raise BadInput("this adapter cannot be used: " + "; ".join(problems), where=str(config_path), fix="tunesmith reads plain LoRA adapters")
+    try:
+        with safe_open(weights_path, "pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise BadInput(f"the adapter's weights cannot be read: {error}", where=str(weights_path), fix="copy or download it again") from None
+    return AdapterFile(folder, config, facts, shapes)
+
+
+# Keys of PEFT's config that change the mathematics, with the values that mean "off".
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None), "modules_to_save": (None, []), "bias": ("none", None), "use_qalora": (False, None),
+    "trainable_token_indices": (None, []), "lora_bias": (False, None), "layer_replication": (None, []),
+    "target_parameters": (None, []), "alora_invocation_tokens": (None, []),
+}  # fmt: skip
+
+
+def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = False) -> AdapterFile:
+    """Put the adapter of a folder on the model under `name`; refuses one that was made for another base or has no effect."""
+    _check_name(name)
+    if name in adapter_names(model):
+        raise BadInput(f'there is already an adapter "{name}" on this model', where=str(folder), fix="--adapter NAME=PATH with another name")
+    found = read_adapter(folder)
+    modules = linear_layers(model)
+    ranks: dict[str, int] = {}
+    problems: list[str] = []
+    for key, shape in found.shapes.items():
+        match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight", key)
+        if match is None or len(shape) != 2:
+            problems.append(f"unexpected tensor {key} {shape}")
+            continue
+        path, side = match[1], match[2]
+        module = modules.get(path)
+        if module is None:
+            problems.append(f"the model has no layer {path}")
+            continue
+        n, k = _sizes(module)
+        rank = shape[0] if side == "A" else shape[1]
+        if (shape[1] if side == "A" else shape[0]) != (k if side == "A" else n):
+            problems.append(f"{path}: lora_{side} is {shape[0]}×{shape[1]}, the layer {n}×{k}")
+        if ranks.setdefault(path, rank) != rank:
+            problems.append(f"{path}: A and B have different ranks")
+        other = key.replace(f"lora_{side}", "lora_B" if side == "A" else "lora_A")
+        if other not in found.shapes:
+            problems.append(f"{path}: lora_{'B' if side == 'A' else 'A'} is missing")
+    recorded = found.facts.get("base_fingerprint")
+    if not problems and recorded and recorded != fingerprint(model):
+        problems.append(f"it was trained on {found.config.get('base_model_name_or_path')}, whose weights are not these")
+    if not ranks and not problems:
+        problems.append("it holds no layer")
+    if problems:
+        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise BadInput("this adapter was made for another base model:\n  " + "\n  ".join(shown), where=str(folder), fix="load the base it was trained on")
+    scales = {path: _scale(found.config, path, rank) for path, rank in ranks.items()}
+    tensors = _read_tensors(folder / "adapter_model.safetensors")
+    bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise BadInput(f"the adapter holds NaN or inf in {bad[0]}", where=str(folder), fix="train it again or use an earlier checkpoint")
+    if not any(bool(tensor.any()) for key, tensor in tensors.items() if "lora_B" in key):
+        raise BadInput("every B of this adapter is zero: it would change nothing", where=str(folder), fix="use a trained adapter")
+    _put(model, name, ranks, scales, float(found.config.get("lora_dropout") or 0.0))
+    bare = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in tensors.items()}
+    with torch.no_grad():
+        for key, parameter in adapter_parameters(model, name).items():
+            parameter.copy_(bare[key.removeprefix(PEFT_PREFIX)])
+            parameter.requires_grad_(trainable)
+    return found
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer of any kind."""
+    layer: Any = module.frozen if isinstance(module, LoraLinear) else module
+    if isinstance(layer, FrozenLinear):
+        return layer.n_outputs, layer.n_inputs
+    rows, columns = layer.weight.shape
+    return (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
+
+
+def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
+    """alpha / r, with PEFT's per-layer alpha_pattern and rsLoRA."""
+    alpha = float(config["lora_alpha"])
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if _matches(path, pattern):
+            alpha = float(value)
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path.name} cannot be read: {error}", where=str(path), fix="copy or download it again") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path.name} should hold a JSON object", where=str(path), fix="copy or download it again")
+    return value

@@ -1,0 +1,68 @@
+"""What a long job says while it works: a moving bar on a terminal, a plain line now and then elsewhere.
+
+    with progress("training", total=300, unit="step") as bar:
+        bar.advance(1, "loss 0.31")
+
+Everything goes to standard error; standard output is for results that a program may read.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+PLAIN_EVERY_SECONDS = 10.0
+
+
+def say(text: str) -> None:
+    """One line for the reader, to standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+class Bar(Protocol):
+    def advance(self, n: int, note: str = "") -> None: ...
+
+
+class _Plain:
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, 0
+        self.begun = self.said = time.monotonic()
+
+    def advance(self, n: int, note: str = "") -> None:
+        self.done += n
+        now = time.monotonic()
+        if now - self.said >= PLAIN_EVERY_SECONDS or (self.done >= self.total and self.said > self.begun):
+            self.said = now
+            left = (now - self.begun) / self.done * (self.total - self.done)
+            say(f"{self.title}: {self.unit} {self.done:,} of {self.total:,}{', ' + note if note else ''}, {clock(left)} left")
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str = "row", done: int = 0) -> Iterator[Bar]:
+    """A bar for `total` units of work of which `done` are behind us."""
+    if not sys.stderr.isatty():
+        plain = _Plain(title, total, unit)
+        plain.done = done
+        yield plain
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=total, completed=done, note="")
+
+        class Rich:
+            def advance(self, n: int, note: str = "") -> None:
+                bars.update(task, advance=n, note=note)
+
+        yield Rich()
+
+
+def clock(seconds: float) -> str:
+    """1:05 or 2:01:00."""
+    whole = int(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

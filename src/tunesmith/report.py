@@ -1,0 +1,770 @@
+"""What a run did, on one page: run folder in, `report.html` and a model card (`README.md`) out.
+
+    write_report(Path("runs/sms"))      # runs/sms/report.html: opens anywhere, asks the network for nothing
+    write_model_card(Path("runs/sms"))  # runs/sms/README.md: facts only, with what is not known
+
+Both read the files that the run left (config.yaml, status.json, metrics.jsonl, evaluation.json, samples.jsonl) and compute no
+result of their own. Only config.yaml has to be there: a run that was interrupted gets a page of what it has.
+
+Prompts, answers, labels and file names are other people's text. Each goes through html.escape; what the charts draw is numbers
+only, as JSON in which no < survives; and the page's own policy forbids it every request, so that text cannot load anything.
+"""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.config import parse_yaml
+from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.evaluation.metrics import Task, same_answer
+
+LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte"}
+MOST_SAMPLES = 16  # shown; the rest stay in samples.jsonl
+MOST_POINTS = 1500  # drawn per line; more are averaged, for a phone has to draw them
+LONG_PROMPT = 700  # characters; longer ones are folded
+BASELINES = ("majority", "base")  # every other model of evaluation.json is a tuned one
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a run folder holds, read forgivingly; `left_out` says what could not be read."""
+
+    folder: Path
+    config_text: str
+    config: Mapping[str, Any]
+    status: Mapping[str, Any]
+    steps: list[dict[str, Any]]
+    evaluation: Mapping[str, Any]
+    samples: list[dict[str, Any]]
+    left_out: list[str]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+
+def write_report(folder: Path) -> Path:
+    """Write the folder's `report.html`: one self-contained page (about 5 MB, most of it the chart library)."""
+    return _write(folder / "report.html", _page(read_folder(folder)))
+
+
+def write_model_card(folder: Path) -> Path:
+    """Write the folder's `README.md`: what was trained, on what, how it measured, and what is not known. Facts only."""
+    return _write(folder / "README.md", _card(read_folder(folder)))
+
+
+def read_folder(folder: Path) -> Files:
+    left_out: list[str] = []
+    try:
+        config_text = (folder / "config.yaml").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(
+            "this is no run folder: it has no config.yaml", where=str(folder), fix="tunesmith runs lists the run folders"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"the run's config cannot be read: {error}", where=str(folder / "config.yaml")) from None
+    config = parse_yaml(config_text, str(folder / "config.yaml"))
+    if not isinstance(config, Mapping):
+        raise BadInput("a config is a mapping of keys to values", where=str(folder / "config.yaml"))
+    return Files(
+        folder=folder,
+        config_text=config_text,
+        config=config,
+        status=_read_json(folder / "status.json", left_out),
+        steps=_read_jsonl(folder / "metrics.jsonl", left_out),
+        evaluation=_read_json(folder / "evaluation.json", left_out),
+        samples=_read_jsonl(folder / "samples.jsonl", left_out),
+        left_out=left_out,
+    )
+
+
+def _read_json(path: Path, left_out: list[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        left_out.append(f"{path.name}: not readable")
+        return {}
+    return value
+
+
+def _read_jsonl(path: Path, left_out: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a run that was killed may leave half a line."""
+    try:
+        lines = path.read_bytes().splitlines()  # bytes: str.splitlines also splits at U+2028, which JSON allows inside a string
+    except FileNotFoundError:
+        return []
+    except OSError:
+        left_out.append(f"{path.name}: not readable")
+        return []
+    rows: list[dict[str, Any]] = []
+    unreadable: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            unreadable.append(number)
+    if unreadable:
+        left_out.append(f"{path.name}: {_count(len(unreadable), 'line')} not readable, the first at {path.name}:{unreadable[0]}")
+    return rows
+
+
+def _write(path: Path, text: str) -> Path:
+    beside = path.with_name(path.name + ".tmp")  # whoever reads while we write sees the old page or the new one
+    try:
+        beside.write_bytes(re.sub("[\ud800-\udfff]", "\ufffd", text).encode())  # a model may emit half a character
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise MachineFailed(f"{path.name} cannot be written: {error.strerror}", where=str(path)) from None
+    return path
+
+
+# ── facts that the page and the card share ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None for whatever else a JSON file holds in its place."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def _models(files: Files) -> dict[str, Mapping[str, Any]]:
+    """Metrics of each model, baselines first."""
+    models = {name: metrics for name, metrics in _mapping(files.evaluation.get("models")).items() if isinstance(metrics, Mapping)}
+    order = [name for name in BASELINES if name in models] + [name for name in models if name not in BASELINES]
+    return {name: models[name] for name in order}
+
+
+def _tuned(files: Files, models: Mapping[str, Any]) -> str | None:
+    """The model that this run made: the one named after the folder, or the last."""
+    return files.name if files.name in models else next((name for name in list(models)[::-1] if name not in BASELINES), None)
+
+
+def _metric_order(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(metric for metrics in models.values() for metric in metrics))
+
+
+def _headline(task: Any, models: Mapping[str, Mapping[str, Any]], tuned: str) -> str | None:
+    """The one metric to name first.
+
+    Of two labels, the F1 of the rarer: the one that the majority baseline never finds. Otherwise the strictest of the task's.
+    """
+    ours = models[tuned]
+    missed = [m for m, value in _mapping(models.get("majority")).items() if m.startswith("f1_") and m != "f1_macro" and value == 0]
+    classes = [m for m in ours if m.startswith("f1_") and m != "f1_macro"]
+    if task == "label" and len(classes) == 2 and len(missed) == 1 and missed[0] in ours:
+        return missed[0]
+    preferred = {"label": ["f1_macro", "accuracy"], "json": ["exact_match", "f1_fields"], "text": ["token_f1", "exact_match"]}.get(
+        str(task), []
+    )
+    return next((m for m in [*preferred, *ours] if _number(ours.get(m)) is not None), None)
+
+
+def _verdict(files: Files) -> str:
+    """One sentence: "f1_spam 0.00 → 0.95 on 1,034 test rows", or what can be said without test rows."""
+    models, state = _models(files), files.status.get("state")
+    tuned = _tuned(files, models)
+    at = f" at step {files.status.get('step')} of {files.status.get('steps')}" if files.status.get("steps") is not None else ""
+    if state == "failed":
+        return f"The run failed{at}."
+    if state in {"interrupted", "running"} and tuned is None:
+        return f"The run was interrupted{at}." if state == "interrupted" else f"The run is under way{at}."
+    metric = _headline(files.evaluation.get("task"), models, tuned) if tuned else None
+    if tuned and metric:
+        n_rows = _number(files.evaluation.get("rows"))
+        where = f" on {_count(int(n_rows), 'test row')}" if n_rows is not None else ""
+        before = _number(_mapping(models.get("base")).get(metric))
+        after = _value(metric, models[tuned][metric], 2)
+        return f"{metric} {after}{where}" if before is None else f"{metric} {_value(metric, before, 2)} → {after}{where}"
+    for key, words in (("validation_loss", "validation loss"), ("loss", "training loss")):
+        curve = _curve(files.steps, key)
+        if curve:
+            values = [value for _, value in curve]
+            fell = f"{values[0]:.3f} → {min(values) if key == 'validation_loss' else values[-1]:.3f}"
+            return f"{words} {fell}; no answers were measured on test rows"
+    return "Nothing was measured yet."
+
+
+def _value(metric: str, value: Any, digits: int = 3) -> str:
+    number = _number(value)
+    if number is None:
+        return "–" if value is None or isinstance(value, float) else str(value)
+    if isinstance(number, int) and (number < 0 or number > 1):
+        return f"{number:,}"
+    return f"{number:.{digits}f}" if abs(number) < 1000 else f"{number:,.0f}"
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows that have both; of a step that was run again after a resume the last."""
+    points: dict[float, float] = {}
+    for row in rows:
+        step, value = _number(row.get("step")), _number(row.get(key))
+        if step is not None and value is not None:
+            points[step] = value
+    return sorted(points.items())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _bytes(n: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:,.0f} {unit}"
+        n /= 1024
+    return f"{n:,.2f} GiB"
+
+
+def _moment(value: Any) -> str | None:
+    number = _number(value)
+    if number is not None:
+        return datetime.fromtimestamp(number, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return value if isinstance(value, str) else None
+
+
+def _method(files: Files) -> str:
+    method = str(files.config.get("method", "lora"))
+    if method == "full":
+        part = _mapping(files.config.get("full")).get("train", "all")
+        return "full fine-tuning" if part == "all" else f"full fine-tuning of a part ({part})"
+    lora = _mapping(files.config.get("lora"))
+    rank = lora.get("rank", 16)
+    alpha = lora.get("alpha") if lora.get("alpha") is not None else 2 * rank if isinstance(rank, int) else "2 · rank"
+    scale = ", rsLoRA scaling" if lora.get("rslora") else ""
+    targets = lora.get("targets", "all-linear")
+    on = ", ".join(map(str, targets)) if isinstance(targets, list) else targets
+    return (
+        f"{'QLoRA' if method == 'qlora' else 'LoRA'}, rank {rank}, alpha {alpha:g}{scale}, on {on}"
+        if isinstance(alpha, int | float)
+        else method
+    )
+
+
+def _facts(files: Files) -> list[tuple[str, str]]:
+    """The few figures that one looks for first; only those that are known."""
+    status, facts = files.status, [("base model", str(files.config.get("model", "not stated"))), ("method", _method(files))]
+    parameters = _mapping(status.get("parameters"))
+    trained, total = _number(parameters.get("trained")), _number(parameters.get("total"))
+    if trained is not None and total:
+        facts.append(("trained parameters", f"{trained:,.0f} of {total:,.0f} ({100 * trained / total:.2f} %)"))
+    if status.get("steps") is not None:
+        best = f", best at {status['best_step']}" if status.get("best_step") is not None else ""
+        facts.append(("optimizer steps", f"{status.get('step')} of {status.get('steps')}{best}"))
+    seconds = _number(status.get("seconds"))
+    if seconds is not None:
+        facts.append(("time", _duration(seconds)))
+    speed = [value for _, value in _curve(files.steps, "tokens_per_second")]
+    if speed:
+        facts.append(("speed", f"{statistics.median(speed):,.0f} tokens/s (median step)"))
+    memory = [value for _, value in _curve(files.steps, "peak_memory_bytes")]
+    if memory:
+        facts.append(("peak memory", _bytes(max(memory))))
+    return facts
+
+
+COUNT_WORDS = {
+    "train": "training rows",
+    "validation": "validation rows (used for choices)",
+    "test": "test rows (measured only)",
+    "skipped": "skipped: could not be read",
+    "dropped": "dropped: too long",
+    "too_long": "longer than the limit",
+    "duplicates": "duplicates",
+}
+
+
+def _counts(files: Files) -> list[tuple[str, str]]:
+    data = _mapping(files.status.get("data"))
+    counts = {COUNT_WORDS.get(key, str(key)): value for key, value in _mapping(data.get("counts")).items()}
+    if data.get("trained_tokens_per_epoch") is not None:
+        counts["trained tokens per epoch"] = data["trained_tokens_per_epoch"]
+    return [(words, f"{value:,}" if _number(value) is not None else str(value)) for words, value in counts.items()]
+
+
+def _data_files(files: Files) -> list[tuple[str, str]]:
+    """(name, checksum in words) of the data files, from {"name": "sha256"}, {"name": {"sha256": …}} or a list of {"path", "sha256"}."""
+    listed = _mapping(files.status.get("data")).get("files")
+    entries: list[tuple[Any, Any]] = (
+        list(listed.items()) if isinstance(listed, Mapping) else [(None, e) for e in listed or [] if isinstance(e, Mapping)]
+    )
+    found = []
+    for name, entry in entries:
+        inner = _mapping(entry)
+        sha = inner.get("sha256") if inner else entry
+        path = inner.get("path") or inner.get("name") or name
+        found.append((Path(str(path)).name, f"sha256 {sha}" if re.fullmatch("[0-9a-f]{64}", str(sha)) else "sha256 not recorded"))
+    return found
+
+
+def _machine(files: Files) -> list[tuple[str, str]]:
+    rows = [("tunesmith", str(files.status["version"]))] if files.status.get("version") else []
+    for key, value in _mapping(files.status.get("machine")).items():
+        rows += [_described(inner, given) for inner, given in value.items()] if isinstance(value, Mapping) else [_described(key, value)]
+    return rows
+
+
+def _described(key: Any, value: Any) -> tuple[str, str]:
+    name, number = str(key), _number(value)
+    if number is not None and name.endswith("_bytes"):
+        return name.removesuffix("_bytes").replace("_", " "), _bytes(number)
+    words = ", ".join(map(str, value)) if isinstance(value, list) else "not known" if value is None else str(value)
+    return name.replace("_", " "), words
+
+
+# ── the page ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --text: #1c2024; --soft: #60666d; --line: #d9dde1; --card: #f5f6f8; --page: #fff; --good: #12733a; --bad: #b3261e;
+}
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e8eaed; --soft: #9aa2ab; --line: #3a4047; --card: #1e2226; --page: #14171a; --good: #6fd08c; --bad: #ff8a80; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; font: 16px/1.5 system-ui, sans-serif; }
+body { color: var(--text); background: var(--page); overflow-wrap: anywhere; }
+h1 { margin: 0; font-size: 1.7rem; line-height: 1.2; }
+h2 { margin: 2.5rem 0 .6rem; font-size: 1.2rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
+figure { margin: 0 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+pre { margin: .5rem 0; padding: .7rem .9rem; background: var(--card); border-radius: .4rem; white-space: pre-wrap; font-size: .875rem; }
+summary { cursor: pointer; color: var(--soft); }
+.verdict { margin: .4rem 0 1rem; font-size: 1.25rem; font-weight: 600; }
+.note, .source, figcaption { color: var(--soft); font-size: .875rem; }
+.chart { width: 100%; }
+.wide { overflow-x: auto; }
+.scores { overflow-wrap: normal; }
+.scores th, .scores td { white-space: nowrap; }
+.scores th:not(:first-child), .scores td { text-align: right; }
+.scores tbody th, .facts th { font-weight: 400; }
+.facts th { color: var(--soft); max-width: 15rem; overflow-wrap: break-word; }
+.better { color: var(--good); }
+.worse { color: var(--bad); }
+.mark { font-weight: 600; white-space: nowrap; }
+ul { padding-left: 1.2rem; font-variant-numeric: tabular-nums; }
+article { margin: 0 0 1rem; padding: .7rem .9rem; background: var(--card); border-radius: .4rem; break-inside: avoid; }
+article pre { padding: 0; margin: .2rem 0 .6rem; background: none; }
+dl { display: grid; grid-template-columns: minmax(4.5rem, max-content) 1fr; gap: .25rem 1rem; margin: 0; }
+dt { color: var(--soft); max-width: 10rem; }
+dd { margin: 0; white-space: pre-wrap; min-width: 0; }
+@media (max-width: 30rem) { .scores { font-size: .875rem; } th, td { padding-right: .7rem; } }
+@media print {
+  :root { --text: #000; --soft: #444; --line: #bbb; --card: #f5f6f8; --page: #fff; --good: #12733a; --bad: #b3261e; }
+  body { max-width: none; padding: 0; font-size: 12px; }
+  figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; }
+}
+"""
+
+# Charts take the paper's width when printed, and folded text is unfolded.
+SCRIPT = """
+const charts = JSON.parse(document.getElementById("charts").textContent);
+const options = {responsive: true, displayModeBar: false};
+for (const [id, chart] of Object.entries(charts)) Plotly.newPlot(id, chart.data, chart.layout, options);
+matchMedia("print").addEventListener("change", () => { for (const id in charts) Plotly.Plots.resize(id); });
+addEventListener("beforeprint", () => { for (const fold of document.querySelectorAll("details")) fold.open = true; });
+"""
+
+BLUE, ORANGE, GREY = "#3987e5", "#e8710a", "#8a8f95"  # each at least 3:1 against both the white and the dark page
+
+
+def _page(files: Files) -> str:
+    charts, figures = _charts(files)
+    state = files.status.get("state")
+    sections = [
+        f"<h1>{escape(files.name)}</h1>",
+        f'<p class="verdict">{escape(_verdict(files))}</p>',
+        _state_note(files),
+        *(f'<p class="note">Left out: {escape(note)}.</p>' for note in files.left_out),
+        _table("facts", _facts(files)),
+        _section("Before and after", _scores(files), fallback="No test rows were measured."),
+        _section("Learning", figures, fallback="No steps were recorded yet." if state == "running" else "No steps were recorded."),
+        _section("Sample answers", _samples(files)),
+        _section("Data", _data(files)),
+        _section("What is trained", _list("arithmetic", _texts(files.status.get("arithmetic")))),
+        _section("Command", _command(files)),
+        _section("Environment", _table("facts", _machine(files))),
+        _section(
+            "Configuration",
+            f"<details><summary>config.yaml, every default filled in</summary><pre>{escape(files.config_text)}</pre></details>",
+        ),
+    ]
+    scripts = ""
+    if charts:
+        from plotly.offline import get_plotlyjs
+
+        data = f'<script type="application/json" id="charts">{script_json(charts)}</script>'
+        scripts = f"{data}\n<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>"
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(files.name)} · tunesmith</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+{chr(10).join(section for section in sections if section)}
+</main>
+{scripts}
+</body>
+</html>
+"""
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand inside a script element: no < or > in it could end the element or open a comment."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII, so U+2028 is escaped already
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _section(title: str, body: str, fallback: str = "") -> str:
+    body = body or (f'<p class="note">{escape(fallback)}</p>' if fallback else "")
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
+
+
+def _table(css: str, rows: Sequence[tuple[str, str]]) -> str:
+    body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n' for name, value in rows)
+    return f'<div class="wide"><table class="{css}">\n{body}</table></div>' if rows else ""
+
+
+def _state_note(files: Files) -> str:
+    state, resume = files.status.get("state"), files.status.get("resume_command")
+    words = {
+        "interrupted": "Interrupted and saved.",
+        "failed": "This run did not finish.",
+        "running": "This page was written while the run was under way.",
+    }
+    if state not in words:
+        return ""
+    how = f" Continue with <code>{escape(str(resume))}</code>" if resume and state != "running" else ""
+    return f'<p class="note">{escape(words[state])}{how}</p>'
+
+
+def _charts(files: Files) -> tuple[dict[str, Any], str]:
+    """Charts by element id, as plotly's data and layout, and the figures that hold them."""
+    loss, validation, rate = (_curve(files.steps, key) for key in ("loss", "validation_loss", "learning_rate"))
+    last_step = max((step for curve in (loss, validation, rate) for step, _ in curve), default=0)
+    charts: dict[str, Any] = {}
+    figures: list[str] = []
+    if loss or validation:
+        best = _number(files.status.get("best_step")) if validation else None
+        charts["loss-chart"] = {
+            "data": _loss_lines(loss, validation),
+            "layout": _layout("loss (nats per trained token)", last_step, height=340)
+            | ({} if best is None else {"shapes": [_dotted(best)]}),
+        }
+        kept = "" if best is None else f" Dotted: step {best:,.0f}, the best by validation, is what was kept."
+        figures.append(_figure("loss-chart", f"Loss over optimizer steps.{kept}"))
+    if rate:
+        layout = _layout("learning rate", last_step, height=220)
+        layout["yaxis"]["tickformat"] = "~e"
+        charts["rate-chart"] = {"data": [_line("learning rate", _thin(rate)[0], BLUE, hover=".3e")], "layout": layout}
+        figures.append(_figure("rate-chart", f"Learning rate. {files.status.get('learning_rate_reason') or ''}"))
+    if figures:
+        figures.append('<noscript><p class="note">The charts need JavaScript; their numbers are in metrics.jsonl.</p></noscript>')
+    return charts, "\n".join(figures)
+
+
+def _loss_lines(loss: list[tuple[float, float]], validation: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Single steps are noisy: where there are many, they are drawn faintly under their mean."""
+    drawn, each = _thin(loss)
+    name = "loss of a step" if each == 1 else f"loss, mean of {each} steps"
+    lines = []
+    if len(drawn) > 40:
+        reach = max(2, len(drawn) // 60)
+        mean = _line(f"mean of {(2 * reach + 1) * each} steps", _smoothed(drawn, reach), BLUE)
+        lines += [_line(name, drawn, BLUE, opacity=0.35), mean]
+    elif drawn:
+        lines.append(_line(name, drawn, BLUE))
+    if validation:
+        lines.append(_line("validation loss", validation, ORANGE, mode="lines+markers"))
+    return lines
+
+
+def _dotted(step: float) -> dict[str, Any]:
+    line = {"color": GREY, "dash": "dot", "width": 1}
+    return {"type": "line", "x0": step, "x1": step, "yref": "paper", "y0": 0, "y1": 1, "line": line}
+
+
+def _thin(points: list[tuple[float, float]]) -> tuple[list[tuple[float, float]], int]:
+    """At most MOST_POINTS points, each the mean of so many neighbours, and that number."""
+    each = math.ceil(len(points) / MOST_POINTS) or 1
+    groups = [points[start : start + each] for start in range(0, len(points), each)]
+    return [(group[-1][0], statistics.fmean(value for _, value in group)) for group in groups], each
+
+
+def _smoothed(points: list[tuple[float, float]], reach: int) -> list[tuple[float, float]]:
+    """Each value's mean with up to `reach` neighbours on either side, fewer but as many on both at the ends: no lag, no edge."""
+    values = [value for _, value in points]
+    reaches = [min(reach, i, len(values) - 1 - i) for i in range(len(values))]
+    return [(step, statistics.fmean(values[i - r : i + r + 1])) for i, ((step, _), r) in enumerate(zip(points, reaches, strict=True))]
+
+
+def _line(
+    name: str, points: list[tuple[float, float]], color: str, mode: str = "lines", opacity: float = 1, hover: str = ".4f"
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "name": name,
+        "mode": mode if len(points) > 1 else "markers",
+        "x": [step for step, _ in points],
+        "y": [float(f"{value:.6g}") for _, value in points],
+        "opacity": opacity,
+        "line": {"color": color, "width": 2},
+        "marker": {"color": color, "size": 7},
+        "hovertemplate": f"step %{{x:,}}: %{{y:{hover}}}<extra>{name}</extra>",
+    }
+
+
+def _layout(title: str, last_step: float, height: int) -> dict[str, Any]:
+    grid = "rgba(128,128,128,0.25)"
+    axis = {"gridcolor": grid, "linecolor": grid, "zeroline": False, "automargin": True}
+    return {
+        "height": height,
+        "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
+        "paper_bgcolor": "rgba(0,0,0,0)",  # the page shows through, light or dark
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": GREY, "family": "system-ui, sans-serif", "size": 13},
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        "title": {"text": title, "x": 0, "xref": "container", "xanchor": "left", "y": 0.98, "yanchor": "top", "font": {"size": 13}},
+        "xaxis": axis | {"title": {"text": "step", "font": {"size": 13}}, "range": [0, 1.02 * last_step]},  # the same on both charts
+        "yaxis": dict(axis),
+    }
+
+
+def _figure(identifier: str, caption: str) -> str:
+    return f'<figure>\n<div class="chart" id="{identifier}"></div>\n<figcaption>{escape(caption)}</figcaption>\n</figure>'
+
+
+def _scores(files: Files) -> str:
+    """One row per metric, one column per model, the best of each row bold, and what tuning changed."""
+    models = _models(files)
+    if not models:
+        return ""
+    tuned = _tuned(files, models)
+    compared = tuned is not None and "base" in models
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in models) + ('<th scope="col">change</th>' if compared else "")
+    body = []
+    for metric in _metric_order(models):
+        shown = {name: _value(metric, metrics.get(metric)) for name, metrics in models.items()}
+        best = _best(metric, models)
+        cells = "".join(
+            f"<td><strong>{escape(text)}</strong></td>" if name in best else f"<td>{escape(text)}</td>" for name, text in shown.items()
+        )
+        if compared:
+            cells += _change(metric, _number(models["base"].get(metric)), _number(models[str(tuned)].get(metric)))
+        body.append(f'<tr><th scope="row">{escape(metric)}</th>{cells}</tr>')
+    n_rows = _number(files.evaluation.get("rows"))
+    notes = [f"{_count(int(n_rows), 'test row')}." if n_rows is not None else "", "Bold: the best of its row."]
+    if "majority" in models:
+        notes.append("majority: the commonest training answer, every time.")
+    if LOWER_IS_BETTER & set(_metric_order(models)):
+        notes.append("Of loss, perplexity and bits per byte lower is better; of the others higher.")
+    note = " ".join(n for n in notes if n)
+    header = f'<thead><tr><th scope="col">metric</th>{head}</tr></thead>'
+    rows = "\n".join(body)
+    table = f'<div class="wide"><table class="scores">\n{header}\n<tbody>\n{rows}\n</tbody></table></div>'
+    return f'{table}\n<p class="note">{escape(note)}</p>'
+
+
+def _best(metric: str, models: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Models with the best value as printed; none where all are equal."""
+    values = {name: round(number, 3) for name, metrics in models.items() if (number := _number(metrics.get(metric))) is not None}
+    if len(set(values.values())) < 2:
+        return set()
+    best = (min if metric in LOWER_IS_BETTER else max)(values.values())
+    return {name for name, value in values.items() if value == best}
+
+
+def _change(metric: str, before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "<td>–</td>"
+    change = round(after - before, 3)
+    if change == 0:
+        return "<td>±0.000</td>"
+    better = (change < 0) == (metric in LOWER_IS_BETTER)
+    sign = "+" if change > 0 else "−"
+    size = f"{abs(change):.3f}" if abs(change) < 1000 else f"{abs(change):,.0f}"
+    return f'<td class="{"better" if better else "worse"}">{sign}{size}</td>'
+
+
+def _samples(files: Files) -> str:
+    task = files.evaluation.get("task")
+    known_task: Task = task if task in ("label", "json", "text") else "text"
+    shown = files.samples[:MOST_SAMPLES]
+    if not shown:
+        return ""
+    more = (
+        f'<p class="note">{len(shown)} of {_count(len(files.samples), "sample")}; all are in samples.jsonl.</p>'
+        if len(shown) < len(files.samples)
+        else ""
+    )
+    return more + "\n".join(_sample(sample, known_task) for sample in shown)
+
+
+def _sample(sample: Mapping[str, Any], task: Task) -> str:
+    prompt, reference, answers = _text(sample.get("prompt")), sample.get("reference"), _mapping(sample.get("answers"))
+    fold = f"<details><summary>prompt of {len(prompt):,} characters</summary><pre>{escape(prompt)}</pre></details>"
+    rows = [] if reference is None else [("expected", escape(_text(reference)))]
+    for name, answer in answers.items():
+        text = _text(answer)
+        body = escape(text) if text.strip() else '<span class="note">(empty)</span>'
+        rows.append((str(name), body if reference is None else f"{_mark(same_answer(task, text, _text(reference)))} {body}"))
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{body}</dd>\n" for name, body in rows)
+    source = f'<div class="source">{escape(_text(sample["source"]))}</div>' if sample.get("source") else ""
+    return f"<article>\n{source}{fold if len(prompt) > LONG_PROMPT else f'<pre>{escape(prompt)}</pre>'}\n<dl>\n{listed}</dl>\n</article>"
+
+
+def _mark(right: bool) -> str:
+    return '<span class="mark better">✓ right</span>' if right else '<span class="mark worse">✗ wrong</span>'
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _data(files: Files) -> str:
+    checksums = [f"{name}: {sha}" for name, sha in _data_files(files)]
+    return (
+        _list("said", _texts(_mapping(files.status.get("data")).get("said"))) + _table("facts", _counts(files)) + _list("note", checksums)
+    )
+
+
+def _list(css: str, lines: Sequence[str]) -> str:
+    return f'<ul class="{css}">\n' + "".join(f"<li>{escape(line)}</li>\n" for line in lines) + "</ul>\n" if lines else ""
+
+
+def _command(files: Files) -> str:
+    command = files.status.get("command")
+    times = [(word, moment) for word in ("started", "ended") if (moment := _moment(files.status.get(word)))]
+    return (f"<pre>{escape(str(command))}</pre>" if command else "") + _table("facts", times)
+
+
+# ── the model card ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _card(files: Files) -> str:
+    method, base = str(files.config.get("method", "lora")), str(files.config.get("model", "not stated"))
+    head = {
+        "base_model": Path(base).name if _is_folder(base) else base,  # a path of this machine says nothing to a reader elsewhere
+        "library_name": "transformers" if method == "full" else "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["tunesmith", method],
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"# {_markdown(files.name)}",
+        _markdown(_verdict(files)),
+        _list_of(
+            [
+                (name, value if name != "base model" else str(head["base_model"]) + (" (a local folder)" if _is_folder(base) else ""))
+                for name, value in _facts(files)
+            ]
+        ),
+        _card_section("Measured", _card_scores(files), "No test rows were measured."),
+        _card_section(
+            "Training data",
+            _list_of(_counts(files) + _data_files(files)),
+            "Counts were not recorded.",
+        ),
+        _card_section("Command", _fence(str(files.status["command"])) if files.status.get("command") else "", "Not recorded."),
+        _card_section("Versions and machine", _list_of(_machine(files)), "Not recorded."),
+        _card_section("Not known", "\n".join(f"- {line}" for line in _unknown(files)), ""),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _is_folder(model: str) -> bool:
+    return model.startswith(("/", "~", ".")) or "\\" in model or model.count("/") > 1 or Path(model).is_dir()
+
+
+def _unknown(files: Files) -> list[str]:
+    lines = [
+        "licence of the training data: not stated",
+        "licence of the base model: not stated here; it applies to this model as well",
+        "behaviour on inputs unlike the training data, in other languages or under misuse: not measured",
+    ]
+    if _tuned(files, _models(files)) is None:
+        lines.insert(0, "quality of the answers: not measured on test rows")
+    if not _data_files(files):
+        lines.append("checksums of the data files: not recorded")
+    if files.status.get("state") not in (None, "done"):
+        lines.insert(0, f"how it would have ended: the run is {files.status['state']}")
+    return lines + [f"left out: {note}" for note in files.left_out]
+
+
+def _card_scores(files: Files) -> str:
+    models = _models(files)
+    if not models:
+        return ""
+    rows = [["metric", *map(_markdown, models)], ["---", *("---:" for _ in models)]]
+    for metric in _metric_order(models):
+        best = _best(metric, models)
+        values = {name: _markdown(_value(metric, metrics.get(metric))) for name, metrics in models.items()}
+        rows.append([_markdown(metric), *(f"**{value}**" if name in best else value for name, value in values.items())])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    n_rows = _number(files.evaluation.get("rows"))
+    return (f"On {_count(int(n_rows), 'test row')}; bold: the best of its row.\n\n" if n_rows is not None else "") + table
+
+
+def _card_section(title: str, body: str, fallback: str) -> str:
+    return f"## {title}\n\n{body or fallback}" if body or fallback else ""
+
+
+def _list_of(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"- {_markdown(name)}: {_markdown(value)}" for name, value in rows)
+
+
+def _fence(text: str) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    text = escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w)|^[#>+-])", r"\\\1", text)

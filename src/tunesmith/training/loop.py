@@ -1,0 +1,395 @@
+"""The training loop, read downwards: one step is one denominator, one update, one line in metrics.jsonl.
+
+    folder = train(run)                      # a new run
+    folder = resume(RunFolder.open(path))    # goes on where the newest valid checkpoint stands
+
+After the loop the folder holds adapter/ (or model/): the best checkpoint by validation, the last one without validation.
+"""
+
+import math
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from tunesmith.config import Run
+from tunesmith.data.batches import StepRows, collate, cut
+from tunesmith.data.rows import Rows, load_rows
+from tunesmith.data.template import Example, Renderer
+from tunesmith.errors import BadInput, Interrupted, MachineFailed
+from tunesmith.files import write_json
+from tunesmith.hardware import describe_machine, peak_memory_bytes
+from tunesmith.loss import Scored
+from tunesmith.progress import clock, progress, say
+from tunesmith.runs import RunFolder, now
+from tunesmith.training import checkpoint, distributed
+from tunesmith.training.distributed import all_ranks, sum_gradients
+from tunesmith.training.method import Tuned, build
+from tunesmith.training.optim import build_optimizer, clip_grad_norm, learning_rate, load_optimizer_tensors, optimizer_tensors, schedule, set_lr
+
+
+@dataclass
+class State:
+    """What a resumed run must know besides tensors; kept in every checkpoint."""
+
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse_validations: int = 0
+    stopped_early: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run made concrete: how many steps, and at which of them something is due."""
+
+    steps: int
+    validate_every: int
+    save_every: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run with its data checked and its model loaded, before the first step."""
+
+    run: Run
+    tuned: Tuned
+    renderer: Renderer
+    rows: Rows
+    plan: Plan
+    said: list[str]
+
+
+def prepare(run: Run, name: str) -> Ready:
+    """Load everything a run needs and say what it found; nothing is written."""
+    distributed.start()
+    torch.manual_seed(run.training.seed)
+    tuned = build(run, name)
+    context = tuned.loaded.context
+    if context is not None and run.training.max_length > context:
+        raise BadInput(f"the model was made for {context:,} positions", where=f"training.max_length: {run.training.max_length}", fix=f"training.max_length: {context}")
+    renderer = Renderer(tuned.loaded.tokenizer, run.data.template, tuned.loaded.eos_ids)
+    rows = load_rows(run.data, run.training, renderer)
+    steps_per_epoch = math.ceil(len(rows.train) / run.training.batch_size)
+    steps = run.training.steps or max(1, math.ceil(run.training.epochs * steps_per_epoch))
+    rate, reason = learning_rate(run, tuned.loaded.model.config.get_text_config().hidden_size)
+    plan = Plan(steps, run.training.validate_every or min(steps, steps_per_epoch), run.training.save_every or min(steps, steps_per_epoch), rate)
+    said = [*rows.said, *tuned.said, reason, f"{steps:,} steps of {min(run.training.batch_size, len(rows.train))} examples; {steps_per_epoch:,} steps see every example once"]
+    return Ready(run, tuned, renderer, rows, plan, said)
+
+
+def train(run: Run, command: str = "") -> RunFolder:
+    """Fine-tune as `run` says into a new run folder, which is returned."""
+    distributed.start()
+    folder = RunFolder.create(run, command) if distributed.rank() == 0 else RunFolder(Path(run.output))
+    return _train(folder, run)
+
+
+def resume(folder: RunFolder) -> RunFolder:
+    """Continue a run from its newest valid checkpoint; the result is bit-equal to the run that never stopped."""
+    status = folder.status()
+    if status.get("state") == "done":
+        raise BadInput("this run is done", where=str(folder.path), fix=f"tunesmith eval {folder.path}, or a new run with lora.continue_from")
+    run = folder.run().model_copy(update={"output": str(folder.path)})  # the folder may have been moved
+    return _train(folder, run)
+
+
+def _train(folder: RunFolder, run: Run) -> RunFolder:
+    begun = time.monotonic()
+    leader = distributed.rank() == 0
+    tell = say if leader else lambda text: None
+    try:
+        ready = prepare(run, folder.name)
+        for line in ready.said:
+            tell(line)
+        _same_data(folder, ready.rows)
+        if leader:
+            folder.set_status(state="running", pid_started=now(), machine=describe_machine(), **_facts(ready))
+        parameters = ready.tuned.parameters
+        optimizer = build_optimizer(parameters, run.training, ready.plan.rate)
+        scored = Scored(ready.tuned.loaded.model, ready.tuned.compute_dtype)
+        if scored.why_full_logits:
+            tell(f"all logits are computed: {scored.why_full_logits}")
+        first, state = _restore(folder, ready, optimizer, tell)
+        spent_before = state.seconds
+        with _signals() as stop:
+            _steps(folder, ready, scored, optimizer, first, state, stop, lambda: spent_before + time.monotonic() - begun)
+        _finish(folder, ready, state, spent_before + time.monotonic() - begun, tell)
+    except Interrupted:
+        raise
+    except BaseException as error:
+        if leader:
+            folder.set_status(state="failed", problem=str(error).splitlines()[0] if str(error) else type(error).__name__, ended=now())
+        raise
+    return folder
+
+
+def _steps(
+    folder: RunFolder, ready: Ready, scored: Scored, optimizer: torch.optim.Optimizer, first: int, state: State, stop: "_Stop", seconds: "Any"
+) -> None:  # fmt: skip
+    run, plan, parameters = ready.run, ready.plan, ready.tuned.parameters
+    leader = distributed.rank() == 0
+    model = ready.tuned.loaded.model
+    device = next(iter(parameters.values())).device
+    rows = StepRows(ready.rows.train, run.training.batch_size, run.training.seed, run.training.micro_batch_tokens, run.training.micro_batch_size)
+    board = _tensorboard(folder, run) if leader else None
+    saved_at = first
+    with progress("training" if leader else "", plan.steps, "step", done=first) as bar:
+        for step in range(first, plan.steps):
+            if state.stopped_early:
+                break
+            started = time.monotonic()
+            model.train()
+            # dropout of a step depends on (seed, step, rank) alone, so that a resumed run draws the same
+            torch.manual_seed((run.training.seed << 32) + step * 1024 + distributed.rank())
+            batches = [batch.to(device) for batch in rows.micro_batches(step, distributed.rank(), distributed.world())]
+            n_trained = int(all_ranks(sum(batch.n_trained for batch in batches)))  # > 0: promised by load_rows
+            rate = plan.rate * schedule(step, plan.steps, run.training)
+            set_lr(optimizer, rate)
+            total = 0.0
+            for batch in batches:
+                nll = scored(batch)
+                (nll.sum / n_trained).backward()  # one denominator, however the step was cut
+                total += float(nll.sum.detach())
+            sum_gradients(parameters.values())  # over ranks: a sum, as the denominator is global already
+            loss = all_ranks(total) / n_trained
+            if step == 0:
+                _every_layer_has_a_gradient(ready.tuned)
+            grad_norm = float(clip_grad_norm(parameters, run.training.max_grad_norm))
+            _stop_if_not_finite(folder, loss, grad_norm, step, rows.of_step(step))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            taken = step + 1
+            spent = time.monotonic() - started
+            n_tokens = sum(len(example) for example in rows.of_step(step))
+            line = {
+                "step": taken, "loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "trained_tokens": n_trained, "tokens": n_tokens,
+                "tokens_per_second": round(n_tokens / spent, 1), "seconds": round(spent, 4), "peak_memory_bytes": peak_memory_bytes(),
+            }  # fmt: skip
+            if leader:
+                folder.log(line)
+                _to_board(board, line)
+            memory = peak_memory_bytes() / 2**30
+            bar.advance(1, f"loss {loss:.4f}, {line['tokens_per_second']:,.0f} tokens/s, {memory:.1f} GiB")
+            if ready.rows.validation and (taken % plan.validate_every == 0 or taken == plan.steps):
+                _validate(folder, ready, scored, taken, state, board)
+            due = taken % plan.save_every == 0 or taken == plan.steps or state.best_step == taken or state.stopped_early
+            interrupted = bool(all_ranks(float(stop.asked)))
+            if due or interrupted:
+                state.seconds = seconds()
+                _save(folder, ready, optimizer, taken, state)
+                saved_at = taken
+            if interrupted and taken < plan.steps:
+                command = f"tunesmith resume {shlex.quote(str(folder.path))}"
+                if leader:
+                    folder.set_status(state="interrupted", step=saved_at, resume_command=command, ended=now())
+                raise Interrupted(f"stopped after step {taken:,} of {plan.steps:,}; everything is saved", where=str(folder.path), fix=command)
+    if board is not None:
+        board.close()
+
+
+# --- the parts of a step ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def mean_loss(scored: Scored, examples: Sequence[Example], micro_batch_tokens: int) -> float:
+    """Loss per trained token over all examples; each batch is reduced to a number at once (FAILURES 9)."""
+    total, count = 0.0, 0
+    device = next(scored.parameters()).device
+    was_training = scored.training
+    scored.eval()
+    for group in cut(examples, micro_batch_tokens):
+        nll = scored(collate(group).to(device))
+        total, count = total + float(nll.sum), count + nll.count
+    scored.train(was_training)
+    return total / count
+
+
+def _validate(folder: RunFolder, ready: Ready, scored: Scored, taken: int, state: State, board: Any) -> None:
+    """Validation loss, and what follows from it: the best checkpoint and early stopping."""
+    loss = mean_loss(scored, ready.rows.validation, ready.run.training.micro_batch_tokens)
+    better = state.best_loss is None or loss < state.best_loss
+    if better:
+        state.best_loss, state.best_step, state.worse_validations = loss, taken, 0
+    else:
+        state.worse_validations += 1
+    patience = ready.run.training.early_stopping
+    state.stopped_early = patience is not None and state.worse_validations >= patience
+    if distributed.rank() == 0:
+        folder.log({"step": taken, "validation_loss": loss})
+        _to_board(board, {"step": taken, "validation_loss": loss})
+        say(f"step {taken:,}: validation loss {loss:.4f}{', the best so far' if better else f', best {state.best_loss:.4f} at step {state.best_step:,}'}")
+        if state.stopped_early:
+            say(f"stopped early: {patience} validations without a better one")
+
+
+def _every_layer_has_a_gradient(tuned: Tuned) -> None:
+    """While B is zero, A's gradient is zero and B's must not be: a layer without one would stay untrained in silence (FAILURES 23)."""
+    if tuned.adapter is None:
+        return
+    dead = [name for name, p in tuned.parameters.items() if name.endswith("lora_B.weight") and (p.grad is None or not bool(p.grad.any()))]
+    if dead:
+        raise BadInput(
+            f"{len(dead)} adapted layers get no gradient; the first is {dead[0].removesuffix('.lora_B.weight')}", where="lora.targets",
+            fix="leave these layers out of lora.targets",
+        )  # fmt: skip
+
+
+def _stop_if_not_finite(folder: RunFolder, loss: float, grad_norm: float, step: int, examples: Sequence[Example]) -> None:
+    """Before the update: no weight is touched, and the rows of the step are written down."""
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    sources = [example.source for example in examples]
+    where = folder.path / f"not-finite-step-{step + 1}.json"
+    if distributed.rank() == 0:
+        write_json(where, {"step": step + 1, "loss": str(loss), "grad_norm": str(grad_norm), "rows": sources})
+    raise MachineFailed(
+        f"step {step + 1} gave loss {loss} and gradient norm {grad_norm}; stopped before the update", where=f"rows {', '.join(sources[:4])} … (all in {where})",
+        fix="lower training.learning_rate, or training.dtype: float32; the last checkpoint is untouched",
+    )  # fmt: skip
+
+
+# --- saving and going on --------------------------------------------------------------------------------------------------
+
+
+def _save(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, taken: int, state: State) -> None:
+    if distributed.rank() == 0:
+        parameters = ready.tuned.parameters
+        files = {ready.tuned.weights_file: {n: p.detach() for n, p in parameters.items()}, "optimizer": optimizer_tensors(optimizer, parameters)}
+        checkpoint.save(folder.checkpoints, taken, files, {"state": asdict(state), "steps": ready.plan.steps}, ready.run.training.keep_checkpoints, state.best_step)
+        folder.set_status(step=taken, steps=ready.plan.steps)
+    distributed.barrier()
+
+
+def _restore(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, tell: Any) -> tuple[int, State]:
+    """First step to take and the state to take it in: (0, fresh) for a new run."""
+    found, broken = checkpoint.newest_valid(folder.checkpoints)
+    for sentence in broken:
+        tell(sentence)
+    if distributed.rank() == 0:
+        folder.forget_after(found.step if found else 0)
+    if found is None:
+        return 0, State()
+    if found.state["steps"] != ready.plan.steps:
+        raise BadInput(
+            f"the checkpoint belongs to a run of {found.state['steps']:,} steps, the config and data now give {ready.plan.steps:,}", where=str(found.path),
+            fix="restore config.yaml and the data, or start a new run",
+        )  # fmt: skip
+    _load_weights(ready.tuned, found)
+    load_optimizer_tensors(optimizer, ready.tuned.parameters, found.tensors("optimizer"))
+    tell(f"going on after step {found.step:,} of {ready.plan.steps:,}")
+    return found.step, State(**found.state["state"])
+
+
+@torch.no_grad()
+def _load_weights(tuned: Tuned, found: checkpoint.Checkpoint) -> None:
+    tensors = found.tensors(tuned.weights_file)
+    if set(tensors) != set(tuned.parameters):
+        raise BadInput("the checkpoint holds other tensors than this run trains", where=str(found.path), fix="restore config.yaml, or start a new run")
+    for name, parameter in tuned.parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def _same_data(folder: RunFolder, rows: Rows) -> None:
+    """A resumed run must see the same files, or its order of examples would mean other examples."""
+    before = folder.status().get("data", {}).get("files", {})
+    changed = [path for path, facts in rows.files.items() if path in before and before[path]["sha256"] != facts["sha256"]]
+    if changed:
+        raise BadInput("the data changed since this run began", where=changed[0], fix="restore the file, or start a new run")
+
+
+def _facts(ready: Ready) -> dict[str, Any]:
+    parameters = ready.tuned.parameters
+    total = sum(p.numel() for p in ready.tuned.loaded.model.parameters())
+    return {
+        "steps": ready.plan.steps,
+        "data": {"said": ready.rows.said, "counts": ready.rows.counts, "files": ready.rows.files,
+                 "trained_tokens_per_epoch": ready.rows.counts["trained_tokens_per_epoch"]},
+        "arithmetic": ready.tuned.said,
+        "learning_rate_reason": ready.said[-2],
+        "parameters": {"trained": sum(p.numel() for p in parameters.values()), "total": total},
+    }  # fmt: skip
+
+
+def _finish(folder: RunFolder, ready: Ready, state: State, seconds: float, tell: Any) -> None:
+    """The best checkpoint by validation becomes adapter/ or model/."""
+    last = max(row["step"] for row in folder.metrics())
+    step = state.best_step if state.best_step is not None else last
+    if step != last:
+        found = checkpoint.open_valid(folder.checkpoints / f"step-{step:08d}")
+        if found is None:
+            raise MachineFailed("the best checkpoint was changed on disk", where=f"{folder.checkpoints}/step-{step:08d}", fix="train again, or use the newest checkpoint")
+        _load_weights(ready.tuned, found)
+        tell(f"using step {step:,}, the best by validation (the last is {last:,})")
+    if distributed.rank() == 0:
+        place = folder.adapter if ready.tuned.adapter is not None else folder.model
+        ready.tuned.save(place, serving_facts(ready.renderer, ready.run))
+        folder.set_status(state="trained", step=last, best_step=step, seconds=round(seconds, 1))
+        tell(f"{place} written after {clock(seconds)}")
+    distributed.barrier()
+
+
+def serving_facts(renderer: Renderer, run: Run) -> dict[str, Any]:
+    """What must be equal when the tuned model answers (FAILURES 1)."""
+    return {
+        "renderer": renderer.fingerprint(), "template": renderer.mode, "stop_ids": sorted(renderer.stop_ids),
+        "prompt": run.data.prompt, "system": run.data.system, "dtype": run.training.dtype,
+    }  # fmt: skip
+
+
+# --- signals and TensorBoard ------------------------------------------------------------------------------------------------
+
+
+class _Stop:
+    asked = False
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; the second one stops at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        say("stopping after this step and saving; once more stops at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tensorboard(folder: RunFolder, run: Run) -> Any:
+    if not run.training.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise BadInput("TensorBoard is not installed", where="training.tensorboard: true", fix='pip install "tunesmith[tensorboard]"') from None
+    return SummaryWriter(str(folder.path / "tensorboard"))  # type: ignore[no-untyped-call]
+
+
+def _to_board(board: Any, line: Mapping[str, Any]) -> None:
+    if board is not None:
+        for key, value in line.items():
+            if key != "step":
+                board.add_scalar(key, value, line["step"])
+
+

@@ -1,0 +1,143 @@
+"""What full and LoRA fine-tuning differ in: which tensors are trained, and which files they become. The loop sees neither.
+
+    tuned = build(run, name="spam")
+    tuned.parameters            # name in the checkpoint → float32 tensor with a gradient
+    tuned.save(folder / "adapter", facts)
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith import __version__
+from tunesmith.config import Run
+from tunesmith.errors import BadInput
+from tunesmith.files import explain_disk, sync, write_json
+from tunesmith.hardware import pick_device, pick_dtype
+from tunesmith.model.adapters import adapter_parameters, arithmetic, attach, fingerprint, load_adapter, save_adapter, switch_of
+from tunesmith.model.load import Loaded, load_model
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model whose chosen tensors are trained.
+
+    adapter         name of the active adapter; None for full fine-tuning
+    weights_file    stem of the checkpoint's weights file
+    compute_dtype   of the matrix products; masters are float32
+    said            the arithmetic, in words
+    """
+
+    loaded: Loaded
+    parameters: dict[str, nn.Parameter]
+    adapter: str | None
+    weights_file: str
+    compute_dtype: torch.dtype
+    said: list[str]
+    write: Callable[[Path, Mapping[str, Any]], None]
+
+    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write the files of the tuned model in place of `folder`, whole or not at all."""
+        beside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+        with explain_disk(folder, sum(p.nbytes for p in self.parameters.values())):
+            try:
+                self.write(beside, facts)
+                self.loaded.tokenizer.save_pretrained(beside)
+                for path in beside.iterdir():
+                    sync(path)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                beside.rename(folder)
+                sync(folder.parent)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+
+
+def build(run: Run, name: str) -> Tuned:
+    """Load the base and make ready what `run.method` trains."""
+    if run.method == "qlora":
+        raise BadInput("method qlora is not in this version", where="method", fix="method: lora, or full")
+    device = pick_device()
+    compute = pick_dtype(run.training.dtype, device)
+    if run.method == "full":
+        return _full(run, load_model(run.model, "float32"), compute)
+    return _lora(run, load_model(run.model, str(compute).removeprefix("torch.")), compute, name)
+
+
+def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
+    model, config = loaded.model, run.lora
+    if config.continue_from is not None:
+        found = load_adapter(model, name, Path(config.continue_from), trainable=True)
+        if (found.config["r"], float(found.config["lora_alpha"]), bool(found.config.get("use_rslora"))) != (config.rank, config.resolved_alpha, config.rslora):
+            raise BadInput(
+                f"the adapter to continue has rank {found.config['r']}, alpha {found.config['lora_alpha']:g}; this run asks for rank {config.rank}, "
+                f"alpha {config.resolved_alpha:g}", where=f"lora.continue_from: {config.continue_from}",
+                fix=f"lora: {{rank: {found.config['r']}, alpha: {found.config['lora_alpha']:g}, rslora: {str(bool(found.config.get('use_rslora'))).lower()}}}",
+            )  # fmt: skip
+        said = [f"continuing from the adapter {config.continue_from}"]
+    else:
+        said = arithmetic(attach(model, name, config, run.training.seed), config.rank)
+    switch_of(model).active = name
+    parameters = adapter_parameters(model, name)
+    base = loaded.name
+
+    def write(folder: Path, facts: Mapping[str, Any]) -> None:
+        save_adapter(model, name, folder, facts, base, config)
+
+    return Tuned(loaded, parameters, name, "adapter_model", compute, said, write)
+
+
+def _full(run: Run, loaded: Loaded, compute: torch.dtype) -> Tuned:
+    model = loaded.model
+    every = dict(model.named_parameters())
+    chosen = {name: every[name] for name in _named_part(model, every, run.full.train)}
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    n_trained, n_all = sum(p.numel() for p in chosen.values()), sum(p.numel() for p in every.values())
+    said = [f"{n_trained:,} of {n_all:,} weights and biases trained ({n_trained / n_all:.2%}), float32 masters, products in {str(compute).removeprefix('torch.')}"]
+    base_fingerprint = fingerprint(model)
+
+    def write(folder: Path, facts: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True)
+        saved = {name: value.to(compute) if value.is_floating_point() else value for name, value in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=saved)
+        config_path = folder / "config.json"
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        write_json(config_path, {**config, "dtype": str(compute).removeprefix("torch.")})
+        write_json(folder / "tunesmith.json", {"version": __version__, "base": loaded.name, "base_fingerprint": base_fingerprint, **facts})
+
+    return Tuned(loaded, chosen, None, "model", compute, said, write)
+
+
+def _named_part(model: nn.Module, every: Mapping[str, nn.Parameter], part: str | int | list[str]) -> list[str]:
+    """Parameter names that `full.train` means."""
+    if part == "all":
+        return list(every)
+    if part == "biases":
+        names = [name for name in every if name.endswith("bias")]
+        if not names:
+            raise BadInput("this model has no biases", where="full.train: biases", fix="full.train: all, a number of last layers, or patterns")
+        return names
+    if isinstance(part, int):
+        stacks = {path: m for path, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+        path, layers = max(stacks.items(), key=lambda item: len(item[1]))
+        if part > len(layers):
+            raise BadInput(f"this model has {len(layers)} layers", where=f"full.train: {part}", fix=f"full.train: at most {len(layers)}")
+        last = tuple(f"{path}.{i}." for i in range(len(layers) - part, len(layers)))
+        return [name for name in every if name.startswith(last)]
+    assert isinstance(part, list)
+    unused = [pattern for pattern in part if not any(fnmatchcase(name, pattern) for name in every)]
+    if unused or not part:
+        raise BadInput(
+            f"no parameter matches {', '.join(unused) or 'an empty list'}", where="full.train",
+            fix=f"names look like {', '.join(list(every)[:2])}; * stands for anything",
+        )  # fmt: skip
+    return [name for name in every if any(fnmatchcase(name, pattern) for pattern in part)]

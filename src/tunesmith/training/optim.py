@@ -1,0 +1,84 @@
+"""The optimizer, the learning rate and its schedule.
+
+    rate, reason = learning_rate(run, width=576)
+    optimizer = build_optimizer(parameters, run.training, rate)
+    set_lr(optimizer, rate * schedule(step, steps, run.training))
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.config import Run, TrainingConfig
+
+
+def learning_rate(run: Run, width: int) -> tuple[float, str]:
+    """The rate of the config, or the rule behind "auto", with its reason in words.
+
+    width   D of the model: narrower models take higher rates, about as sqrt(2000 / D)
+    Source: "LoRA Without Regret" (Thinking Machines Lab 2025): 5e-5 for full fine-tuning of a 2000-wide model, ten times that
+    for LoRA, hardly depending on rank when the update is scaled by alpha / r. Our own figures: docs/log.md.
+    """
+    given = run.training.learning_rate
+    if isinstance(given, float):
+        return given, f"learning rate {given:g}, as given"
+    full = 5e-5 * math.sqrt(2000 / width) * 2  # twice: these runs are short (the source finds 15x for LoRA in short runs)
+    if run.method == "full":
+        rate = _two_digits(full)
+        return rate, f"learning rate {rate:g}: 1e-4 for full fine-tuning of a model 2000 wide, times sqrt(2000 / {width}) for this one"
+    rate = _two_digits(10 * full)
+    return rate, f"learning rate {rate:g}: ten times that of full fine-tuning ({_two_digits(full):g} at width {width}), as LoRA's best rate is about 10x"
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.1e}")
+
+
+def schedule(step: int, steps: int, config: TrainingConfig) -> float:
+    """Factor on the learning rate at `step` of `steps` (from 0): linear warm-up, then constant, linear or cosine down to zero."""
+    warmup = config.warmup * steps if config.warmup < 1 else config.warmup
+    warmup = min(math.ceil(warmup), steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    return 1.0 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def build_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, rate: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), fused; weight decay on matrices only, not on norms and biases."""
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    others = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Both moments and the step count of every parameter, by name: "NAME.exp_avg"."""
+    return {
+        f"{name}.{kind}": value
+        for name, parameter in parameters.items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        state = {kind: tensors[f"{name}.{kind}"].clone() for kind in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{kind}" in tensors}
+        if state:
+            # moments live beside their parameter; fused AdamW wants the step count there too
+            optimizer.state[parameter] = {kind: value.to(parameter.device) for kind, value in state.items()}
+
+
+def clip_grad_norm(parameters: Mapping[str, nn.Parameter], most: float) -> Tensor:
+    """Scale gradients so that their joint norm is at most `most`; returns the norm before (non-finite stays non-finite)."""
+    return nn.utils.clip_grad_norm_(list(parameters.values()), most)

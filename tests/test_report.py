@@ -1,0 +1,285 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tunesmith.config import Run, to_yaml
+from tunesmith.errors import BadInput
+from tunesmith.report import script_json, write_model_card, write_report
+
+RUN = {"model": "acorn", "method": "lora", "output": "runs/sms", "data": {"train": "sms.tsv", "test": 0.2}, "lora": {"rank": 8}}
+STATUS = {
+    "state": "done",
+    "step": 3,
+    "steps": 3,
+    "seconds": 241.3,
+    "command": "tunesmith train sms.yaml",
+    "resume_command": "tunesmith resume runs/sms",
+    "version": "0.1.0",
+    "machine": {"cpu": "two cores", "memory_bytes": 8 * 2**30, "torch": "2.13.0"},
+    "data": {
+        "said": ["sms.tsv: TSV with the columns label, text"],
+        "counts": {"train": 3722, "validation": 414, "test": 1034, "dropped": 0, "duplicates": 403},
+        "files": {"sms.tsv": "ab" * 32},
+    },
+    "arithmetic": ["256×256 = 65,536 frozen; A 8×256 + B 256×8 = 4,096 trained (6.25 %)"],
+    "learning_rate_reason": "LoRA takes about 10 × the rate of full fine-tuning",
+    "best_step": 2,
+    "parameters": {"trained": 4096, "total": 65536},
+}
+METRICS = [
+    {"step": 1, "loss": 2.5, "learning_rate": 1e-3, "tokens_per_second": 900.0, "peak_memory_bytes": 2**20},
+    {"step": 2, "loss": 1.5, "learning_rate": 5e-4, "tokens_per_second": 1100.0, "peak_memory_bytes": 2**21},
+    {"step": 2, "validation_loss": 1.25},
+]
+EVALUATION = {
+    "rows": 1034,
+    "task": "label",
+    "models": {
+        "majority": {"accuracy": 0.87, "f1_ham": 0.93, "f1_spam": 0.0},
+        "base": {"accuracy": 0.1, "f1_ham": 0.2, "f1_spam": 0.0, "loss": 7.0},
+        "sms": {"accuracy": 0.99, "f1_ham": 0.99, "f1_spam": 0.95, "loss": 0.1},
+    },
+}
+SAMPLES = [
+    {"source": "sms.tsv:4", "prompt": "Spam or ham?\n\nYou WON!", "reference": "spam", "answers": {"base": "the man", "sms": "spam\n"}},
+]
+
+
+def run_folder(tmp_path: Path, **files: Any) -> Path:
+    """A run folder named sms with config.yaml and the given files: dicts as .json, lists as .jsonl, text as it is."""
+    folder = tmp_path / "sms"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(Run.model_validate(RUN)))
+    for name, content in files.items():
+        if isinstance(content, str):
+            (folder / f"{name}.jsonl").write_text(content)
+        elif isinstance(content, list):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        else:
+            (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def whole_run(tmp_path: Path) -> Path:
+    return run_folder(tmp_path, status=STATUS, metrics=METRICS, evaluation=EVALUATION, samples=SAMPLES)
+
+
+class Page(HTMLParser):
+    """Visible text, the attributes that could load something, and the content of each script."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.loads, self.scripts, self.open = "", [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag) if tag not in ("meta", "br") else None
+        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        self.scripts += [""] if tag == "script" else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "script" in self.open:
+            self.scripts[-1] += data
+        elif "style" not in self.open:
+            self.text += data
+
+    @property
+    def charts(self) -> dict[str, Any]:
+        return json.loads(self.scripts[0])
+
+
+def test_the_page_says_what_was_learned_on_what_and_how(tmp_path):
+    page = Page(write_report(whole_run(tmp_path)))
+    assert page.open == []  # well-formed
+    for fact in (
+        "f1_spam 0.00 → 0.95 on 1,034 test rows",
+        "LoRA, rank 8, alpha 16, on all-linear",
+        "4,096 of 65,536 (6.25 %)",
+        "3 of 3, best at 2",
+        "4 min 1 s",
+        "1,000 tokens/s",
+        "2 MiB",
+        "sms.tsv: TSV with the columns label, text",
+        "3,722",
+        "ab" * 32,
+        "A 8×256 + B 256×8",
+        "tunesmith train sms.yaml",
+        "2.13.0",
+        "8.00 GiB",
+        "about 10 × the rate",
+        "max_length: 512",
+    ):
+        assert fact in page.text, fact
+
+
+def test_the_table_shows_the_best_in_bold_and_the_change(tmp_path):
+    html = write_report(whole_run(tmp_path)).read_text(encoding="utf-8")
+    row = {line.split("</th>")[0].split(">")[-1]: line for line in html.splitlines() if line.startswith('<tr><th scope="row">')}
+    assert row["f1_spam"].endswith('<td>0.000</td><td>0.000</td><td><strong>0.950</strong></td><td class="better">+0.950</td></tr>')
+    # lower is better for the loss, and the majority baseline has none
+    assert row["loss"].endswith('<td>–</td><td>7.000</td><td><strong>0.100</strong></td><td class="better">−6.900</td></tr>')
+
+
+def test_sample_answers_are_marked_right_or_wrong(tmp_path):
+    text = " ".join(Page(write_report(whole_run(tmp_path))).text.split())
+    assert "expectedspam base✗ wrong the man sms✓ right spam" in text
+
+
+def test_json_answers_are_right_whatever_the_order_of_their_keys(tmp_path):
+    samples = [{"prompt": "?", "reference": '{"a": 1, "b": 2}', "answers": {"sms": '{"b": 2, "a": 1}'}}]
+    folder = run_folder(tmp_path, evaluation=EVALUATION | {"task": "json"}, samples=samples)
+    assert "✓ right" in Page(write_report(folder)).text
+
+
+def test_the_charts_hold_the_recorded_numbers(tmp_path):
+    charts = Page(write_report(whole_run(tmp_path))).charts
+    loss, validation = charts["loss-chart"]["data"]
+    assert (loss["x"], loss["y"]) == ([1, 2], [2.5, 1.5])
+    assert (validation["x"], validation["y"]) == ([2], [1.25])
+    assert charts["rate-chart"]["data"][0]["y"] == [1e-3, 5e-4]
+    assert charts["loss-chart"]["layout"]["shapes"][0]["x0"] == 2
+
+
+def test_a_step_run_again_after_a_resume_counts_once_and_long_runs_are_averaged(tmp_path):
+    steps = [{"step": step, "loss": 9.0} for step in range(1, 11)] + [{"step": step, "loss": 2.0} for step in range(1, 6001)]
+    lines = Page(write_report(run_folder(tmp_path, metrics=steps))).charts["loss-chart"]["data"]
+    assert [line["name"] for line in lines] == ["loss, mean of 4 steps", "mean of 204 steps"]
+    assert len(lines[0]["x"]) == 1500
+    assert lines[0]["x"][-1] == 6000
+    assert set(lines[0]["y"]) == set(lines[1]["y"]) == {2.0}
+
+
+def test_the_page_loads_nothing(tmp_path):
+    path = write_report(whole_run(tmp_path))
+    page = Page(path)
+    assert page.loads == []
+    assert len(page.scripts) == 3  # the data, the chart library once, six lines of ours
+    assert "default-src 'none'" in path.read_text(encoding="utf-8")
+
+
+ATTACK = '</script></pre></title><script>alert("x")</script><img src=x onerror=alert(1)> & \'"'
+
+
+def test_text_of_others_stays_text(tmp_path):
+    status = STATUS | {
+        "state": "interrupted",
+        "command": ATTACK,
+        "resume_command": ATTACK,
+        "version": ATTACK,
+        "machine": {ATTACK: ATTACK},
+        "data": {"said": [ATTACK], "counts": {ATTACK: ATTACK}, "files": {ATTACK: ATTACK}},
+        "arithmetic": [ATTACK],
+        "learning_rate_reason": ATTACK,
+        "best_step": ATTACK,
+    }
+    metrics = [*METRICS, {"step": 3, "loss": ATTACK, "learning_rate": 0.0, ATTACK: 1}, {"step": ATTACK, "loss": 1.0}]
+    evaluation = {"rows": 2, "task": "text", "models": {"base": {ATTACK: 0.5}, ATTACK: {ATTACK: 1.0, "token_f1": ATTACK}}}
+    samples = [{"source": ATTACK, "prompt": ATTACK + "x" * n, "reference": ATTACK, "answers": {ATTACK: ATTACK}} for n in (0, 5000)]
+    folder = run_folder(tmp_path, status=status, metrics=metrics, evaluation=evaluation, samples=samples)
+    (folder / "config.yaml").write_text(yaml.safe_dump(RUN | {"model": ATTACK}))
+
+    page = Page(write_report(folder))
+    assert page.open == []
+    assert page.loads == []
+    assert len(page.scripts) == 3
+    assert page.text.count('<script>alert("x")</script>') > 15
+    assert page.charts["loss-chart"]["data"][0]["y"] == [2.5, 1.5]
+
+    card = write_model_card(folder).read_text(encoding="utf-8")
+    assert "<script>" not in card.replace(f"```\n{ATTACK}\n```", "").split("\n---\n", 1)[1]
+
+
+def test_data_in_a_script_cannot_end_it():
+    text = script_json({"name": "</script><!-- & \u2028"})
+    assert not re.search("[<>&\u2028]", text)
+    assert json.loads(text) == {"name": "</script><!-- & \u2028"}
+    with pytest.raises(ValueError):
+        script_json(float("nan"))
+
+
+def test_a_run_of_which_only_the_config_is_left_gets_a_page_and_a_card(tmp_path):
+    folder = run_folder(tmp_path)
+    page = Page(write_report(folder))
+    assert "Nothing was measured yet." in page.text
+    assert page.scripts == []  # no charts, no chart library
+    assert "not measured on test rows" in write_model_card(folder).read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ("failed", "The run failed at step 2 of 9."),
+        ("interrupted", "The run was interrupted at step 2 of 9."),
+        ("running", "The run is under way"),
+    ],
+)
+def test_an_unfinished_run_says_so(tmp_path, state, sentence):
+    status = STATUS | {"state": state, "step": 2, "steps": 9}
+    page = Page(write_report(run_folder(tmp_path, status=status, metrics=METRICS)))
+    assert sentence in page.text
+    assert ("tunesmith resume runs/sms" in page.text) == (state != "running")
+
+
+def test_without_test_rows_the_losses_speak(tmp_path):
+    assert "validation loss 1.250 → 1.250; no answers were measured" in Page(write_report(run_folder(tmp_path, metrics=METRICS))).text
+
+
+def test_half_a_line_and_numbers_that_are_not_finite_are_left_out_and_told(tmp_path):
+    metrics = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n{"step": 3, "lo'
+    folder = run_folder(tmp_path, metrics=metrics, evaluation=[])
+    (folder / "evaluation.json").write_text("{broken")
+    page = Page(write_report(folder))
+    assert "metrics.jsonl: 1 line not readable, the first at metrics.jsonl:3" in page.text
+    assert "evaluation.json: not readable" in page.text
+    assert page.charts["loss-chart"]["data"][0]["y"] == [2.0]
+
+
+def test_half_a_character_does_not_stop_the_page(tmp_path):
+    folder = run_folder(tmp_path, samples=[{"prompt": "p", "reference": "r", "answers": {"sms": "\ud83d"}}])
+    assert "\ufffd" in Page(write_report(folder)).text
+
+
+def test_a_folder_without_a_config_is_no_run_folder(tmp_path):
+    for write in (write_report, write_model_card):
+        with pytest.raises(BadInput, match="no run folder"):
+            write(tmp_path)
+
+
+def test_the_model_card_states_facts_and_what_is_not_known(tmp_path):
+    card = write_model_card(whole_run(tmp_path)).read_text(encoding="utf-8")
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head) == {
+        "base_model": "acorn",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["tunesmith", "lora"],
+    }
+    for fact in (
+        "# sms",
+        "f1_spam 0.00 → 0.95 on 1,034 test rows",
+        "- method: LoRA, rank 8, alpha 16, on all-linear",
+        "| f1_spam | 0.000 | 0.000 | **0.950** |",
+        "- training rows: 3,722",
+        f"- sms.tsv: sha256 {'ab' * 32}",
+        "```\ntunesmith train sms.yaml\n```",
+        "- tunesmith: 0.1.0",
+        "- licence of the training data: not stated",
+    ):
+        assert fact in body, fact
+
+
+def test_the_model_card_of_a_full_run_on_a_local_folder_keeps_the_path_to_itself(tmp_path):
+    folder = whole_run(tmp_path)
+    (folder / "config.yaml").write_text(yaml.safe_dump(RUN | {"method": "full", "model": str(tmp_path / "my-base")}))
+    card = write_model_card(folder).read_text(encoding="utf-8")
+    assert "base_model: my-base\nlibrary_name: transformers\n" in card
+    assert "- base model: my-base (a local folder)" in card
+    assert str(tmp_path) not in card
