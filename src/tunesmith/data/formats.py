@@ -35,10 +35,7 @@ from tunesmith.config import DataConfig
 from tunesmith.data.conversation import Conversation, Message
 from tunesmith.errors import BadInput, MachineFailed, nearest
 
-KINDS = {
-    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv"},
-    **{".parquet": "parquet", ".txt": "text"},
-}
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "text"}
 KIND_NAMES = {"jsonl": "JSONL", "json": "JSON", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet", "text": "text"}
 UNPACK, SAVE_AS = "unpack it", "save the sheet as CSV"
 NOT_READ = {
@@ -253,8 +250,10 @@ def _must_not_be_utf16(file: _File, head: bytes) -> None:
         encoding = "UTF-32"
     elif head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encoding = "UTF-16"
-    elif max(head[:4096:2].count(0), head[1:4096:2].count(0)) > len(head[:4096]) // 8:
-        encoding = "UTF-16LE" if head[1:4096:2].count(0) > head[:4096:2].count(0) else "UTF-16BE"
+    else:
+        even, odd = head[:4096:2].count(0), head[1:4096:2].count(0)
+        if max(even, odd) > 8 * min(even, odd) and max(even, odd) > len(head[:4096]) // 8:
+            encoding = "UTF-16LE" if odd > even else "UTF-16BE"
     if encoding:
         at = 0 if encoding in ("UTF-16", "UTF-32") else head.index(0)
         raise BadInput(
@@ -266,9 +265,11 @@ def _sniff(head: bytes, config: DataConfig) -> str:
     if head[:4] == b"PAR1":
         return "parquet"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text[:1] in (b"{", b"["):
-        return "json"  # which reads one object a line too
     line = text.partition(b"\n")[0]
+    if text[:1] == b"{" and _is_row(line.decode("utf-8", "replace")):
+        return "jsonl"
+    if text[:1] in (b"{", b"["):
+        return "json"
     if b"\t" in line:
         return "tsv"
     expects_columns = config.columns is not None or config.prompt is not None
@@ -476,13 +477,16 @@ def _json_rows(file: _File, notes: list[str]) -> Iterator[_Row]:
 
 def _is_one_object_a_line(text: str) -> bool:
     first, _, rest = text.partition("\n")
-    if not rest.strip():
-        return False
+    return bool(rest.strip()) and _is_row(first)
+
+
+def _is_row(line: str) -> bool:
+    """A whole JSON object, and not one that wraps rows."""
     try:
-        json.loads(first)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return True
+    return isinstance(value, dict) and not isinstance(value.get("data"), list)
 
 
 def _skip(text: str, at: int) -> int:
@@ -879,9 +883,10 @@ def _plan(file: _File, config: DataConfig, rows: list[_Row], answers: bool) -> _
     if shape.kind in ("messages", "text"):
         description = shape.kind if answers or raw_text or shape.kind == "messages" else "a prompt in each"
     elif shape.kind == "alpaca":
-        description = 'alpaca: prompt "{instruction}\\n\\n{input}", completion "{output}"'
+        description = f'alpaca: columns {_listed(columns)} → prompt "{{instruction}}\\n\\n{{input}}", completion "{{output}}"'
     else:
-        description = f'columns {_listed(columns)} → prompt "{{{shape.prompt}}}", completion "{{{shape.completion}}}"'
+        description = f'columns {_listed(columns)} → prompt "{{{shape.prompt}}}"'
+        description += f', completion "{{{shape.completion}}}"' if shape.completion in columns else ""
     return _Plan(shape.kind, description, build, unused)
 
 

@@ -1,0 +1,53 @@
+"""A conversation on the terminal, with a command to change adapters in the middle of it."""
+
+import sys
+
+from tunesmith.api import Model
+from tunesmith.data.conversation import Message
+from tunesmith.errors import TunesmithError
+from tunesmith.progress import say
+
+
+def converse(model: Model, temperature: float, top_p: float, max_new_tokens: int) -> None:
+    """Read lines until the end of input or /quit; answers are written as they are made."""
+    adapter = model.default_adapter or (model.adapters[0] if model.adapters else None)
+    names = ["base", *model.adapters]
+    say(f"talking to {adapter or 'base'}; /{', /'.join(names)} switch, /new starts over, /quit ends")
+    history: list[Message] = []
+    while True:
+        try:
+            line = input(f"{adapter or 'base'}> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not line:
+            continue
+        if line.startswith("/"):
+            command = line[1:]
+            if command in ("quit", "exit"):
+                return
+            if command == "new":
+                history = []
+                say("a new conversation")
+            elif command in names:
+                adapter, history = (None if command == "base" else command), []
+                say(f"now {command} answers")
+            else:
+                say(f"/{command} is not known; /{', /'.join(names)}, /new, /quit")
+            continue
+        if model.renderer.mode == "plain":
+            history = []  # without a template a conversation is one prompt and one answer
+        system = model.system.get(adapter)
+        if not history and system:
+            history.append(Message("system", system, False))
+        history.append(Message("user", line, False))
+        try:
+            answer = ""
+            for piece in model.stream(history, adapter=adapter, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+                answer += piece
+            sys.stdout.write("\n")
+            history.append(Message("assistant", answer, False))
+        except TunesmithError as error:
+            history.pop()
+            say(str(error))

@@ -1,0 +1,332 @@
+"""The command line: one command = parse, one call, print.
+
+Results go to standard output, everything said on the way to standard error. torch is imported only by commands that compute.
+"""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith import __version__
+from tunesmith.errors import BadInput, TunesmithError
+
+app = typer.Typer(
+    name="tunesmith", help="Fine-tune language models on your own data, full or LoRA, and measure what they learned.", no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the config, as training.epochs=2; repeatable.")]
+Adapters = Annotated[list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="An adapter folder or a run; repeatable.")]
+
+
+def main() -> None:
+    """Run a command; errors become what / where / fix and an exit code, never a traceback."""
+    # a line broken by a full pipe or an odd terminal encoding is no reason to lose a run
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(standalone_mode=True)
+    except TunesmithError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped at once; the last checkpoint is untouched (tunesmith runs lists runs and how to resume them)", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:
+        if os.environ.get("TUNESMITH_TRACEBACK"):
+            raise
+        text = f"{type(error).__name__}: {error}"
+        memory = isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower()
+        if memory:
+            _fail("error: out of memory\n  fix:   lower training.micro_batch_tokens or training.micro_batch_size; the step stays the same", 1)
+        _fail(f"error: {text}\n  fix:   this is a defect of tunesmith; run again with TUNESMITH_TRACEBACK=1 and report what it prints", 1)
+
+
+def _fail(text: str, code: int) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+    raise SystemExit(code)
+
+
+def _command() -> str:
+    return shlex.join(["tunesmith", *sys.argv[1:]])
+
+
+def _print(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tunesmith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the demo's runs go.")] = Path("runs/demo"),
+) -> None:
+    """Teach the embedded base model three small tasks and show before and after."""
+    from tunesmith.demo import run_demo
+
+    run_demo(output)
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="Your examples: JSONL, JSON, CSV, TSV, Parquet, text; also .gz.")],
+    output: Annotated[Path, typer.Option(help="The config to write.")] = Path("tunesmith.yaml"),
+    model: Annotated[str, typer.Option(help="The base model the config names.")] = "acorn",
+    header: Annotated[bool, typer.Option("--header/--no-header", help="CSV and TSV: the first line holds the column names.")] = True,
+    quoting: Annotated[bool, typer.Option("--quoting/--no-quoting", help="CSV and TSV: quotes may hold separators.")] = True,
+) -> None:
+    """Look at a data file and write a commented config for it."""
+    from tunesmith.starter import write_starter
+
+    for line in write_starter(data, output, model, header, quoting):
+        typer.echo(line)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A YAML config; or use --model, --data and --output.")] = None,
+    model: Annotated[str | None, typer.Option(help="acorn, a local folder or a hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="File of training examples.")] = None,
+    method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
+    output: Annotated[str | None, typer.Option(help="The run folder.")] = None,
+    prompt: Annotated[str | None, typer.Option(help='Template of the prompt, as "Spam or ham? {text}".')] = None,
+    completion: Annotated[str | None, typer.Option(help='Template of the answer, as "{label}".')] = None,
+    validation: Annotated[str | None, typer.Option(help="A share or a file, for choices.")] = None,
+    test: Annotated[str | None, typer.Option(help="A share or a file, for the reported figures.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per optimizer step.")] = None,
+    learning_rate: Annotated[str | None, typer.Option(help="A number or auto.")] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of the longest example.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    sets: Sets = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Read the data, load the model, say what would happen; write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune, then measure base and tuned model on the test rows and write report.html."""
+    from tunesmith.config import apply_overrides, load_run, validate
+
+    flags = {
+        "model": model, "method": method, "output": output, "data.train": data, "data.prompt": prompt, "data.completion": completion,
+        "data.validation": _share_or_file(validation), "data.test": _share_or_file(test), "training.epochs": epochs, "training.batch_size": batch_size,
+        "training.learning_rate": learning_rate if learning_rate in (None, "auto") else _number(learning_rate, "--learning-rate"),
+        "lora.rank": rank, "training.max_length": max_length, "training.seed": seed,
+    }  # fmt: skip
+    given = {key: value for key, value in flags.items() if value is not None}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items()] + (sets or [])
+    if config is not None:
+        run, said = load_run(config, overrides)
+    else:
+        needed = [flag for flag, value in (("--model", model), ("--data", data), ("--output", output)) if value is None]
+        if needed:
+            raise BadInput(f"without a config, {' and '.join(needed)} must be given", where="tunesmith train", fix="tunesmith train CONFIG.yaml, or --model acorn --data FILE --output runs/NAME")
+        run, said = validate(apply_overrides({}, overrides), "the command line")
+    for line in said:
+        typer.echo(f"converted {line}", err=True)
+    from tunesmith import api
+
+    if dry:
+        for line in api.dry_run(run):
+            typer.echo(line)
+        return
+    _finished(api.train(run, _command()), as_json)
+
+
+def _share_or_file(text: str | None) -> float | str | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return text
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadInput(f'"{text}" is not a number', where=where, fix="as 1e-3, or auto") from None
+
+
+def _finished(folder: Any, as_json: bool) -> None:
+    from tunesmith.training import distributed
+
+    if distributed.rank() != 0:
+        return
+    if as_json:
+        _print({"run": str(folder.path), "status": folder.status(), "evaluation": folder.evaluation()})
+        return
+    if evaluation := folder.evaluation():
+        print_evaluation(evaluation)
+    typer.echo(f"report: {folder.path / 'report.html'}")
+    typer.echo(f"try:    tunesmith chat {shlex.quote(str(folder.path))}")
+
+
+@app.command()
+def resume(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: AsJson = False) -> None:
+    """Continue a run from its newest valid checkpoint, bit-equal to a run that never stopped."""
+    from tunesmith import api
+
+    _finished(api.resume(run), as_json)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[str | None, typer.Option(help="Other rows than the run's own test rows.")] = None,
+    adapter: Adapters = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure base, tuned model and majority answer on the same rows."""
+    from tunesmith import api
+    from tunesmith.runs import RunFolder
+
+    evaluation = api.evaluate(RunFolder.open(run), data, _named(adapter))
+    if as_json:
+        _print({"rows": evaluation["rows"], "models": evaluation["models"]})
+    else:
+        print_evaluation(evaluation)
+
+
+def print_evaluation(evaluation: dict[str, Any]) -> None:
+    """Metrics down, models across."""
+    from rich.console import Console
+    from rich.table import Table
+
+    models = evaluation["models"]
+    table = Table(title=f"{evaluation['rows']:,} test rows")
+    table.add_column("")
+    for name in models:
+        table.add_column(name, justify="right")
+    for metric in dict.fromkeys(metric for values in models.values() for metric in values):
+        table.add_row(metric, *(f"{values[metric]:.4f}" if values.get(metric) is not None else "–" for values in models.values()))
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def _named(adapters: list[str] | None) -> dict[str, str]:
+    """NAME=PATH, repeated."""
+    named: dict[str, str] = {}
+    for text in adapters or []:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise BadInput(f'"{text}" is not NAME=PATH', where="--adapter", fix=f"--adapter spam={text.rstrip('=')}")
+        if name in named:
+            raise BadInput(f'two adapters are named "{name}"', where="--adapter", fix="give each a name of its own")
+        named[name] = path
+    return named
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="acorn, a model folder, a hub id or a run folder.")],
+    prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
+    data: Annotated[str | None, typer.Option(help="A file of prompts or examples.")] = None,
+    output: Annotated[Path | None, typer.Option(help="With --data: the JSONL file to write.")] = None,
+    adapter: Adapters = None,
+    use: Annotated[str | None, typer.Option(help="Which adapter answers; base for none. By default the first.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0: the most likely word each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest words that make up this share.")] = 1.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+) -> None:
+    """Answer one prompt, or every row of a file."""
+    if (prompt is None) == (data is None):
+        raise BadInput("give --prompt or --data", where="tunesmith generate", fix='--prompt "…", or --data FILE --output preds.jsonl')
+    if data is not None and output is None:
+        raise BadInput("--data needs --output", where="tunesmith generate", fix="--output preds.jsonl")
+    from tunesmith import api
+    from tunesmith.runs import RunFolder
+
+    opened = api.load(model, _named(adapter))
+    chosen = None if use == "base" else use or opened.default_adapter or (opened.adapters or [None])[0]
+    if use == "base":
+        opened.default_adapter = None
+    settings = {"adapter": chosen, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "batch_size": batch_size}
+    if prompt is not None:
+        typer.echo(opened.generate([prompt], **settings)[0])  # type: ignore[arg-type]
+        return
+    assert data is not None and output is not None
+    run = RunFolder.open(model).run() if (Path(model) / "config.yaml").is_file() else None
+    n = api.answer_file(opened, data, output, run, **settings)
+    typer.echo(f"{n:,} answers in {output}")
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="acorn, a model folder, a hub id or a run folder.")],
+    adapter: Adapters = None,
+    temperature: Annotated[float, typer.Option(help="0: the most likely word each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+) -> None:
+    """Talk to a model; /NAME switches to an adapter, /base to none, /new starts over, /quit ends."""
+    from tunesmith import api
+    from tunesmith.chat import converse
+
+    opened = api.load(model, _named(adapter))
+    converse(opened, temperature, top_p, max_new_tokens)
+
+
+@app.command()
+def show(
+    data: Annotated[str, typer.Argument(help="A data file or a config.")],
+    row: Annotated[int, typer.Option(help="Which example, from 1.", min=1)] = 1,
+    model: Annotated[str, typer.Option(help="Whose tokenizer and template.")] = "acorn",
+    sets: Sets = None,
+) -> None:
+    """Paint one example's tokens: trained, ignored and special, with its source line."""
+    from tunesmith.paint import show_example
+
+    show_example(data, row, model, sets or [])
+
+
+@app.command()
+def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: AsJson = False) -> None:
+    """List run folders: state, step, figures, and how to resume."""
+    from tunesmith.runs import list_runs
+
+    found = list_runs(root)
+    rows = [{"run": str(f.path), **{k: s.get(k) for k in ("state", "step", "steps", "updated", "resume_command")}, "models": f.evaluation().get("models", {})}
+            for f in found for s in [f.status()]]  # fmt: skip
+    if as_json:
+        _print(rows)
+        return
+    if not rows:
+        typer.echo(f"no runs below {root}")
+    for line in rows:
+        todo = f"  {line['resume_command']}" if line["state"] in ("interrupted", "failed", "running", "trained") else ""
+        typer.echo(f"{line['run']}  {line['state']}  step {line['step'] or 0} of {line['steps'] or '?'}  {line['updated']}{todo}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Describe this machine and what tunesmith would use of it."""
+    from tunesmith.doctor import examine
+
+    facts = examine()
+    if as_json:
+        _print(facts)
+        return
+    for key, value in facts.items():
+        typer.echo(f"{key:<16} {value}")
+
+
+if __name__ == "__main__":
+    main()
