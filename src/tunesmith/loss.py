@@ -54,20 +54,39 @@ class Scored(nn.Module):
 
 @torch.no_grad()
 def _why_full_logits(model: Any) -> str | None:
-    """Ask the model itself on a few ids: does head(trunk(x)) give its logits?"""
+    """Ask the model itself on a few ids: are its logits what its head says of the trunk's output, and nothing more?
+
+    The head's own answer is replaced by numbers up to ±100, since a cap at 30 hardly moves the small logits of a few ids.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return "the head is not one linear layer"
-    device = head.weight.device
-    ids = torch.arange(3, 11, device=device)[None] % model.config.get_text_config().vocab_size
+    seen: dict[str, Tensor] = {}
+
+    def answer(_head: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        seen["hidden"] = inputs[0]
+        seen["logits"] = torch.linspace(-100, 100, logits.numel(), device=logits.device).to(logits.dtype).view_as(logits)
+        return seen["logits"]
+
+    ids = torch.arange(3, 11, device=head.weight.device)[None] % model.config.get_text_config().vocab_size
     was_training = model.training
     model.eval()
+    hook = head.register_forward_hook(answer)
     try:
-        expected = model(input_ids=ids, use_cache=False).logits
-        found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        logits = model(input_ids=ids, use_cache=False).logits
+        hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
     finally:
+        hook.remove()
         model.train(was_training)
-    # the same products in the same dtype: equal, or another computation
-    if expected.shape == found.shape and torch.allclose(expected.float(), found.float(), rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
-        return None
-    return "the model's forward changes the logits after its head (a soft-cap or a scale)"
+    if not seen or hidden is None:
+        return "the model's forward does not go from its trunk to its head"
+    if seen["hidden"].shape != hidden.shape or not _close(seen["hidden"], hidden):
+        return "the model's forward changes the trunk's output before its head"
+    if logits.shape != seen["logits"].shape or not _close(seen["logits"], logits):
+        return "the model's forward changes the logits after its head (a soft-cap or a scale)"
+    return None
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """The same computation twice: far closer than any cap or scale, with room for a device that does not repeat itself bit for bit."""
+    return torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

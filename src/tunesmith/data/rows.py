@@ -56,9 +56,6 @@ def load_parts(config: DataConfig) -> Parts:
         said.extend(found.said)
         counts["read"] += found.n_rows
         counts["skipped"] += len(found.skipped)
-        if found.skipped:
-            first = found.skipped[0]
-            said.append(f"{len(found.skipped):,} rows skipped; the first: {first.source}: {first.problem}")
         files[path] = {"rows": found.n_rows, "sha256": _sha256(Path(path))}
         return found.conversations
 

@@ -32,6 +32,7 @@ from tunesmith.model.frozen import FrozenLinear
 from tunesmith.model.lora import Adapter, LoraLinear, Switch
 
 PEFT_PREFIX = "base_model.model."
+_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")  # a tensor's name: the layer's path and the side
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ def choose_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
     wanted = [targets] if isinstance(targets, str) else targets
     chosen = [name for name in layers if any(_matches(name, target) for target in wanted)]
     unused = [target for target in wanted if not any(_matches(name, target) for name in layers)]
-    if unused or not chosen:
-        ends = sorted({name.rpartition(".")[2] for name in layers})
+    ends = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+    if unused:
         raise BadInput(
-            f"no linear layer is named {', '.join(unused) or 'so'}", where="lora.targets",
-            fix=f"{nearest(unused[0], ends) if unused else ''} (this model has: {', '.join(ends)})",
+            f"no linear layer is named {', '.join(unused)}", where="lora.targets",
+            fix=f"{nearest(unused[0], ends.split(', '))} (this model has: {ends})",
         )  # fmt: skip
+    if not chosen:
+        raise BadInput("no layer is named", where="lora.targets", fix=f"all-linear, or some of: {ends}")
     return chosen
 
 
@@ -130,16 +133,22 @@ def attach(model: nn.Module, name: str, config: LoraConfig, seed: int) -> list[L
     layers = _put(model, name, dict.fromkeys(paths, config.rank), dict.fromkeys(paths, scale), config.dropout)
     generator = torch.Generator().manual_seed(seed)
     for layer in adapted_layers(model, name).values():
-        adapter = layer.adapters[name]
-        assert isinstance(adapter, Adapter)
-        adapter.start(generator)
+        _adapter(layer, name).start(generator)
     return layers
 
 
 def _put(model: nn.Module, name: str, ranks: Mapping[str, int], scales: Mapping[str, float], dropout: float) -> list[Layer]:
-    """Replace the named layers (once) and give each an adapter of zeros."""
-    model.requires_grad_(False)
+    """Replace the named layers (once) and give each an adapter of zeros; a rank that does not fit leaves the model as it was."""
     modules = linear_layers(model)
+    for path, rank in ranks.items():
+        n, k = _sizes(modules[path])
+        if rank > min(n, k):
+            raise BadInput(
+                f"rank {rank} is larger than the layer: {path} is {n}×{k}", where="lora.rank",
+                fix=f"lora.rank: at most {min(n, k)}, or leave this layer out with lora.targets",
+            )  # fmt: skip
+    for parameter in _base_parameters(model).values():
+        parameter.requires_grad_(False)
     layers = []
     for path, rank in ranks.items():
         module = modules[path]
@@ -150,11 +159,6 @@ def _put(model: nn.Module, name: str, ranks: Mapping[str, int], scales: Mapping[
             setattr(model.get_submodule(parent), child, wrapped)
             module = wrapped
         frozen: Any = module.frozen
-        if rank > min(frozen.n_inputs, frozen.n_outputs):
-            raise BadInput(
-                f"rank {rank} is larger than the layer: {path} is {frozen.n_outputs}×{frozen.n_inputs}", where="lora.rank",
-                fix=f"lora.rank: at most {min(frozen.n_inputs, frozen.n_outputs)}, or leave this layer out with lora.targets",
-            )  # fmt: skip
         module.adapters[name] = Adapter(frozen.n_inputs, frozen.n_outputs, rank, scales[path], dropout, frozen.weight.device)
         layers.append(Layer(path, frozen.n_inputs, frozen.n_outputs))
     return layers
@@ -219,15 +223,27 @@ def save_adapter(model: nn.Module, name: str, folder: Path, facts: Mapping[str, 
 def peft_config(model: nn.Module, name: str, base: str, config: LoraConfig) -> dict[str, Any]:
     layers = adapted_layers(model, name)
     ends = sorted({path.rpartition(".")[2] for path in layers})
-    # PEFT matches the end of a path: short names only if they mean these layers and no other
-    others = [p for p, m in model.named_modules() if p not in layers and isinstance(m, nn.Linear | Conv1D | LoraLinear) and not p.endswith(".frozen")]
+    # PEFT matches the end of a path: short names only if they mean these layers and no other module
+    inside = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, LoraLinear))
+    others = [path for path, _ in model.named_modules() if path not in layers and not path.startswith(inside)]
     exact = not any(_matches(path, end) for path in others for end in ends)
+    # an adapter that came from a file may have its own rank and scale in each layer
+    ranks = {path: _adapter(layer, name).a_RK.shape[0] for path, layer in layers.items()}
+    alphas = {path: _adapter(layer, name).scale * (math.sqrt(ranks[path]) if config.rslora else ranks[path]) for path, layer in layers.items()}
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
         "lora_alpha": config.resolved_alpha, "lora_dropout": config.dropout, "use_rslora": config.rslora,
         "target_modules": ends if exact else sorted(layers), "bias": "none", "inference_mode": True, "modules_to_save": None,
         "fan_in_fan_out": any(layer.frozen.transposed for layer in layers.values()), "init_lora_weights": True,
+        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != config.rank},
+        "alpha_pattern": {path: alpha for path, alpha in alphas.items() if not math.isclose(alpha, config.resolved_alpha)},
     }  # fmt: skip
+
+
+def _adapter(layer: LoraLinear, name: str) -> Adapter:
+    adapter = layer.adapters[name]
+    assert isinstance(adapter, Adapter)
+    return adapter
 
 
 @dataclass(frozen=True)
@@ -258,8 +274,18 @@ def read_adapter(folder: Path) -> AdapterFile:
         if key in config and config[key] not in harmless:
             problems.append(f"{key} = {config[key]!r} is not supported")
     for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float) or isinstance(config.get(key), bool) or not 0 < config[key] < 1e6:
+        if not _is_positive(config.get(key)):
             problems.append(f"{key} should be a positive number, not {config.get(key)!r}")
+    dropout = config.get("lora_dropout") or 0.0
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        problems.append(f"lora_dropout should be below 1, not {dropout!r}")
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
+            problems.append(f"{key} should give layers positive numbers, not {pattern!r}")
+        elif regular := [name for name in pattern if not re.fullmatch(r"\^?[\w.-]+", name)]:
+            # PEFT would run it; a foreign expression can take for ever, and ours would not match the same layers
+            problems.append(f"{key} holds a regular expression, {regular[0]!r}; only names of layers are read")
     if problems:
         raise BadInput("this adapter cannot be used: " + "; ".join(problems), where=str(config_path), fix="tunesmith reads plain LoRA adapters")
     try:
@@ -270,11 +296,17 @@ def read_adapter(folder: Path) -> AdapterFile:
     return AdapterFile(folder, config, facts, shapes)
 
 
-# Keys of PEFT's config that change the mathematics, with the values that mean "off".
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
+
+
+# Keys of PEFT's config that change the mathematics, with the values that mean "off". Some ways to start an adapter (PiSSA,
+# OLoRA, CorDA, LoftQ …) also change the base weights, so that such an adapter means nothing on the base as it is.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None), "modules_to_save": (None, []), "bias": ("none", None), "use_qalora": (False, None),
     "trainable_token_indices": (None, []), "lora_bias": (False, None), "layer_replication": (None, []),
-    "target_parameters": (None, []), "alora_invocation_tokens": (None, []),
+    "target_parameters": (None, []), "alora_invocation_tokens": (None, []), "use_bdlora": (None, False), "arrow_config": (None,),
+    "kasa_config": (None,), "monteclora_config": (None,), "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }  # fmt: skip
 
 
@@ -288,17 +320,23 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
     ranks: dict[str, int] = {}
     problems: list[str] = []
     for key, shape in found.shapes.items():
-        match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight", key)
+        match = _KEY.fullmatch(key)
         if match is None or len(shape) != 2:
             problems.append(f"unexpected tensor {key} {shape}")
             continue
         path, side = match[1], match[2]
         module = modules.get(path)
         if module is None:
-            problems.append(f"the model has no layer {path}")
+            is_head = model.get_output_embeddings() is dict(model.named_modules()).get(path, model)
+            problems.append(f"{path} is the model's output head, which tunesmith does not adapt" if is_head else f"the model has no layer {path}")
             continue
         n, k = _sizes(module)
         rank = shape[0] if side == "A" else shape[1]
+        expected = _by_layer(found.config.get("rank_pattern"), path, found.config["r"])
+        if not 0 < rank <= min(n, k):
+            problems.append(f"{path}: the rank of lora_{side} is {rank}, the layer {n}×{k}")
+        elif rank != expected:
+            problems.append(f"{path}: the rank of lora_{side} is {rank}, adapter_config.json says {expected:g}")
         if (shape[1] if side == "A" else shape[0]) != (k if side == "A" else n):
             problems.append(f"{path}: lora_{side} is {shape[0]}×{shape[1]}, the layer {n}×{k}")
         if ranks.setdefault(path, rank) != rank:
@@ -306,6 +344,7 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
         other = key.replace(f"lora_{side}", "lora_B" if side == "A" else "lora_A")
         if other not in found.shapes:
             problems.append(f"{path}: lora_{'B' if side == 'A' else 'A'} is missing")
+    problems += [f"{path}: promised by target_modules and missing" for path in _promised(found.config, modules) if path not in ranks]
     recorded = found.facts.get("base_fingerprint")
     if not problems and recorded and recorded != fingerprint(model):
         problems.append(f"it was trained on {found.config.get('base_model_name_or_path')}, whose weights are not these")
@@ -313,7 +352,11 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
         problems.append("it holds no layer")
     if problems:
         shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
-        raise BadInput("this adapter was made for another base model:\n  " + "\n  ".join(shown), where=str(folder), fix="load the base it was trained on")
+        base = found.config.get("base_model_name_or_path")
+        raise BadInput(
+            "this adapter does not fit this base model:\n  " + "\n  ".join(shown), where=str(folder),
+            fix="load the base it was trained on" + (f": {base}" if base else ""),
+        )  # fmt: skip
     scales = {path: _scale(found.config, path, rank) for path, rank in ranks.items()}
     tensors = _read_tensors(folder / "adapter_model.safetensors")
     bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
@@ -341,11 +384,24 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
 
 def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
     """alpha / r, with PEFT's per-layer alpha_pattern and rsLoRA."""
-    alpha = float(config["lora_alpha"])
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if _matches(path, pattern):
-            alpha = float(value)
+    alpha = _by_layer(config.get("alpha_pattern"), path, config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _by_layer(pattern: Mapping[str, float] | None, path: str, default: float) -> float:
+    """The number that PEFT's rank_pattern or alpha_pattern gives a layer: the first name that fits; ^ means the whole path."""
+    for name, value in (pattern or {}).items():
+        if path == name.removeprefix("^") or (not name.startswith("^") and _matches(path, name)):
+            return float(value)
+    return float(default)
+
+
+def _promised(config: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> list[str]:
+    """Layers that target_modules names and the file must therefore hold; none where another key narrows them or it is an expression."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or config.get("layers_to_transform") not in (None, []) or config.get("exclude_modules"):
+        return []
+    return [path for path in modules if any(_matches(path, str(target)) for target in targets)]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tunesmith.files import explain_disk, sync, write_json, write_tensors
+from tunesmith.files import as_json, explain_disk, sync, write_json, write_tensors
 
 MANIFEST = "MANIFEST.json"
 
@@ -77,9 +77,10 @@ def _sha256(path: Path) -> str:
 def problem_of(path: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None if every byte is as it was written."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
         files = manifest["files"]
-        if set(manifest) != {"files", "checksum"} or manifest["checksum"] != _checksum(files):
+        if set(manifest) != {"files", "checksum"} or manifest["checksum"] != _checksum(files) or text != as_json(manifest):
             return "its manifest was changed"
         for name, facts in files.items():
             file = path / name

@@ -1,0 +1,40 @@
+# Every target sets up what it needs on a fresh machine: Python 3.11+ and the package index, nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup demo test check bench torture fuzz clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("tunesmith needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/tunesmith demo
+
+test: $(READY)
+	$(BIN)/python -m pytest --durations=10
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/step.py
+
+torture: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz/fuzz_formats.py 4000
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -1,0 +1,93 @@
+"""Labels, padding, lengths and order."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from tunesmith.data.batches import StepRows, collate, cut, fit, next_token_labels
+from tunesmith.data.template import Example
+from tunesmith.errors import BadInput
+
+BOS, EOS = 1, 2
+
+
+def example(ids: list[int], trained: list[int], source: str = "f:1") -> Example:
+    return Example(np.array(ids, dtype=np.int32), np.array(trained, dtype=bool), source)
+
+
+def of_length(n: int, n_prompt: int = 1, source: str = "f:1") -> Example:
+    return example(list(range(10, 10 + n)), [0] * n_prompt + [1] * (n - n_prompt), source)
+
+
+def test_labels_are_the_next_trained_token_and_padding_teaches_nothing():
+    #  position   0    1    2    3    4   pad  pad
+    ids = [BOS, 11, 12, 13, EOS]
+    trained = [0, 0, 1, 1, 1]  # the answer starts at 12
+    expected = [-100, 12, 13, EOS, -100, -100, -100]
+    assert next_token_labels(ids, trained, length=7) == expected
+
+
+def test_a_batch_is_padded_by_length_and_agrees_with_the_picture():
+    one, two = example([BOS, 11, 12, EOS], [0, 0, 1, 1], "a:1"), example([BOS, EOS, EOS], [0, 1, 1], "a:2")
+    batch = collate([one, two])
+    assert batch.ids_BT.tolist() == [[BOS, 11, 12, EOS], [BOS, EOS, EOS, 0]]
+    assert batch.labels_BT.tolist() == [next_token_labels(e.ids.tolist(), e.trained.tolist(), 4) for e in (one, two)]
+    assert batch.n_trained == 4  # 12 EOS, EOS EOS: a stop token counts whatever the padding is
+    assert batch.sources == ("a:1", "a:2")
+
+
+def test_every_example_comes_once_per_epoch_in_a_seeded_order():
+    rows = StepRows([of_length(3, source=f"f:{i}") for i in range(23)], batch_size=5, seed=1)
+    assert rows.steps_per_epoch == 5
+
+    def epoch(n: int, rows: StepRows = rows) -> list[str]:
+        return [e.source for step in range(5 * n, 5 * n + 5) for e in rows.of_step(step)]
+
+    assert Counter(epoch(0)) == Counter(epoch(1)) == Counter(f"f:{i}" for i in range(23))
+    assert epoch(0) != epoch(1)
+    assert epoch(0) == epoch(0, StepRows(rows.examples, 5, seed=1))
+    assert epoch(0) != epoch(0, StepRows(rows.examples, 5, seed=2))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_ranks_and_micro_batches_see_exactly_the_examples_of_the_step(world: int):
+    rows = StepRows([of_length(3 + i % 9, source=f"f:{i}") for i in range(23)], batch_size=6, seed=0, micro_batch_tokens=20)
+    for step in range(8):
+        seen = [s for rank in range(world) for batch in rows.micro_batches(step, rank, world) for s in batch.sources]
+        assert Counter(seen) == Counter(e.source for e in rows.of_step(step))
+
+
+def test_micro_batches_keep_to_their_budget_of_padded_tokens():
+    groups = cut([of_length(n) for n in (3, 9, 4, 8, 30, 2)], micro_batch_tokens=20)
+    assert [[len(e) for e in group] for group in groups] == [[30], [9, 8], [4, 3, 2]]
+    assert [len(group) for group in cut([of_length(4)] * 5, 1000, micro_batch_size=2)] == [2, 2, 1]
+
+
+def test_a_long_example_is_refused_by_default_with_its_line_and_a_length_that_would_do():
+    with pytest.raises(BadInput, match="1 of 2 examples are longer") as caught:
+        fit([of_length(5), of_length(40, source="f:418")], max_length=16, on_too_long="error")
+    assert caught.value.where == "f:418: 40 tokens"
+    assert "training.max_length: 40" in caught.value.fix
+
+
+def test_dropping_and_truncating_are_counted_by_source():
+    rows = [of_length(5, source="f:1"), of_length(40, source="f:2")]
+    dropped = fit(rows, 16, "drop")
+    assert [len(e) for e in dropped.examples] == [5]
+    assert dropped.dropped == ["f:2"]
+    cut_off = fit(rows, 16, "truncate")
+    assert [len(e) for e in cut_off.examples] == [5, 16]
+    assert cut_off.truncated == ["f:2"]
+
+
+@pytest.mark.parametrize("policy", ["error", "drop", "truncate"])
+def test_an_example_with_nothing_to_learn_is_refused_whatever_the_policy(policy: str):
+    with pytest.raises(BadInput, match="no token of this example would be trained"):
+        fit([example([1, 2, 3], [0, 0, 0])], 16, policy)
+
+
+def test_truncation_that_leaves_only_the_prompt_is_refused():
+    with pytest.raises(BadInput, match="no token of this example would be trained") as caught:
+        fit([of_length(300, n_prompt=270, source="train.jsonl:418")], 256, "truncate")
+    assert caught.value.where == "train.jsonl:418: the prompt is 270 tokens, examples are cut at 256"

@@ -1,0 +1,142 @@
+"""The house rules that a machine can check: layers, start-up time, and that every config key is read."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tunesmith.config import known_keys, sections
+
+SOURCE = Path(__file__).parent.parent / "src" / "tunesmith"
+
+# Bottom up. A module imports lower layers and its own layer only; names without a folder are single files.
+LAYERS = [
+    ["errors"],
+    ["config", "progress", "hardware"],
+    ["files"],
+    ["runs"],
+    ["data", "kernels"],
+    ["model"],
+    ["loss"],
+    ["inference"],
+    ["evaluation"],
+    ["training"],
+    ["report"],
+    ["api"],
+    ["chat", "demo", "doctor", "paint", "starter"],
+    ["cli"],
+]
+LIGHT = ["cli", "config", "errors", "runs", "files", "progress", "hardware", "data/formats", "data/conversation", "data/split"]
+
+
+def layer_of(module: str) -> int:
+    """tunesmith.data.formats → the index of its layer; the package itself and its examples belong to none (-1)."""
+    parts = module.split(".")
+    if len(parts) == 1 or parts[1] in ("examples", "__main__"):
+        return -1
+    [found] = [i for i, names in enumerate(LAYERS) if parts[1] in names] or [None]
+    assert found is not None, f"{module} stands in no layer: add it to LAYERS where it belongs"
+    return found
+
+
+def modules() -> dict[str, ast.Module]:
+    return {
+        ".".join(("tunesmith", *path.relative_to(SOURCE).with_suffix("").parts)): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" if node.module == "tunesmith" else node.module for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "tunesmith"}
+
+
+def top_level_imports(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_modules_import_lower_layers_and_their_own_only():
+    wrong = []
+    for module, tree in modules().items():
+        for imported in imports_of(tree):
+            if imported.startswith("tunesmith.__"):
+                continue
+            here, there = layer_of(module), layer_of(imported)
+            same_folder = module.split(".")[1] == imported.split(".")[1]
+            if there > here or (there == here and not same_folder and there >= 0):
+                wrong.append(f"{module} imports {imported}")
+    assert wrong == []
+
+
+def test_light_modules_bring_neither_torch_nor_transformers():
+    trees = modules()
+    for name in LIGHT:
+        tree = trees["tunesmith." + name.replace("/", ".")]
+        assert not top_level_imports(tree) & {"torch", "transformers", "pyarrow", "sklearn", "plotly"}, name
+
+
+def test_help_answers_in_under_three_tenths_of_a_second_without_torch():
+    code = (
+        "import sys; sys.argv = ['tunesmith', '--help']\n"
+        "from tunesmith.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted({'torch', 'transformers', 'pydantic', 'rich'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    seconds = []
+    for _ in range(5):  # the fastest of five: other work on the machine only ever adds
+        begun = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - begun)
+        assert "torch" not in done.stderr
+        assert "transformers" not in done.stderr
+        assert "train" in done.stdout
+    assert min(seconds) < 0.3, seconds
+
+
+def test_every_config_key_is_read_somewhere():
+    """A key that nothing reads is a promise that nothing keeps (FAILURES 22)."""
+    read = set()
+    for module, tree in modules().items():
+        if module == "tunesmith.config":
+            tree = ast.Module([node for node in tree.body if getattr(node, "name", "") == "LoraConfig"], [])
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr" and isinstance(node.args[1], ast.Constant):
+                read.add(node.args[1].value)
+            elif isinstance(node, ast.For | ast.comprehension) and isinstance(node.iter, ast.Tuple):
+                read |= {e.value for e in node.iter.elts if isinstance(e, ast.Constant)}  # for kind in ("validation", "test"): getattr
+    keys = [path.rpartition(".")[2] for path in known_keys()] + list(sections())
+    assert [key for key in keys if key not in read] == []
+
+
+def test_every_config_key_is_documented():
+    assert [path for path, field in known_keys().items() if not field.description] == []
+    table = (SOURCE.parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert [path for path in known_keys() if f"`{path}`" not in table] == []
+
+
+def test_no_pickle_and_no_remote_code_anywhere():
+    forbidden = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    for module, tree in modules().items():
+        names = {n.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for n in (a.name for a in node.names)}
+        assert not names & forbidden, module
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}, module
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert isinstance(node.value, ast.Constant)
+                assert node.value.value is False, module

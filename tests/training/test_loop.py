@@ -1,0 +1,201 @@
+"""Real runs on a tiny model: exact resume at every step, one denominator, the best checkpoint, several processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tunesmith.config import Run, to_yaml, validate
+from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.runs import RunFolder
+from tunesmith.training.checkpoint import steps_of
+from tunesmith.training.loop import resume, train
+
+METHODS = {
+    "lora": {"method": "lora", "lora": {"rank": 4}},
+    "lora-dropout": {"method": "lora", "lora": {"rank": 4, "dropout": 0.2, "targets": ["q_proj", "down_proj"]}},
+    "full": {"method": "full", "training": {"learning_rate": 1e-3}},
+    "full-last-layer": {"method": "full", "full": {"train": 1}, "training": {"learning_rate": 1e-3}},
+}
+
+
+def write_rows(path: Path, n: int = 22) -> Path:
+    rows = [{"prompt": f"spam or ham? call {i} now {'free prize ' * (i % 4)}", "completion": "spam" if i % 3 else "ham"} for i in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_run(model: Path, folder: Path, output: str = "run", **changes: Any) -> Run:
+    raw: dict[str, Any] = {
+        "model": str(model), "output": str(folder / output), "data": {"train": str(write_rows(folder / "rows.jsonl")), "validation": 0.2},
+        "training": {"epochs": 2, "batch_size": 4, "max_length": 96, "dtype": "float32", "learning_rate": 1e-2, "save_every": 1, "validate_every": 3,
+                     "keep_checkpoints": 99, "micro_batch_tokens": 100},
+    }  # fmt: skip
+    for key, value in changes.items():
+        raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
+    return validate(raw, "test")[0]
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    [file] = [*folder.path.glob("adapter/adapter_model.safetensors"), *folder.path.glob("model/model.safetensors")]
+    return load_file(file)
+
+
+def losses(folder: RunFolder) -> list[dict[str, float]]:
+    timed = {"seconds", "tokens_per_second", "peak_memory_bytes"}
+    return [{key: value for key, value in row.items() if key not in timed} for row in folder.metrics()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_stopped_at_any_step_and_resumed_is_bit_equal(tiny_model: Path, tmp_path: Path, method: str, dtype: str):
+    changes = {**METHODS[method], "training": {**METHODS[method].get("training", {}), "dtype": dtype}}
+    whole = train(make_run(tiny_model, tmp_path, **changes))
+    steps = [step for step, _ in steps_of(whole.checkpoints)]
+    assert steps == list(range(1, 11))  # 18 rows in steps of 4, twice: epochs end at 5 and 10
+    for stop in (1, 4, 5, 9) if dtype == "float32" else (3,):
+        stopped = RunFolder(tmp_path / f"stopped-{stop}")
+        shutil.copytree(whole.path, stopped.path)
+        for step, path in steps_of(stopped.checkpoints):
+            if step > stop:
+                shutil.rmtree(path)
+        shutil.rmtree(stopped.adapter if stopped.adapter.exists() else stopped.model)
+        stopped.set_status(state="interrupted")
+        resume(stopped)
+        assert losses(stopped) == losses(whole)
+        assert {k: v.tolist() for k, v in weights(stopped).items()} == {k: v.tolist() for k, v in weights(whole).items()}
+        last = load_file(steps_of(stopped.checkpoints)[-1][1] / "optimizer.safetensors")
+        for name, tensor in load_file(steps_of(whole.checkpoints)[-1][1] / "optimizer.safetensors").items():
+            assert torch.equal(last[name], tensor), name
+
+
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    whole = train(make_run(tiny_model, tmp_path, **METHODS["lora"]))
+    expected = weights(whole)
+    shutil.rmtree(whole.adapter)
+    newest = steps_of(whole.checkpoints)[-1][1] / "adapter_model.safetensors"
+    damaged = bytearray(newest.read_bytes())
+    damaged[-1] ^= 1
+    newest.write_bytes(damaged)
+    whole.set_status(state="interrupted")
+    resume(whole)
+    assert "checkpoint of step 10 is not used: adapter_model.safetensors was changed" in capsys.readouterr().err
+    assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("cut", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"micro_batch_tokens": 4096}])
+def test_a_step_is_the_same_however_it_is_cut(tiny_model: Path, tmp_path: Path, cut: dict[str, int]):
+    """FAILURES 7: averaging the means of micro-batches would weigh short answers more."""
+    one = train(make_run(tiny_model, tmp_path, "one", **METHODS["lora"], training={"steps": 4}))
+    other = train(make_run(tiny_model, tmp_path, "other", **METHODS["lora"], training={"steps": 4, **cut}))
+    for a, b in zip(losses(one), losses(other), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_take_the_same_steps_as_one(tiny_model: Path, tmp_path: Path):
+    alone = train(make_run(tiny_model, tmp_path, "alone", **METHODS["lora"], training={"steps": 4, "batch_size": 5}))
+    config = tmp_path / "two.yaml"
+    config.write_text(to_yaml(make_run(tiny_model, tmp_path, "two", **METHODS["lora"], training={"steps": 4, "batch_size": 5})))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731", "-m", "tunesmith", "train", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = RunFolder(tmp_path / "two")
+    for a, b in zip(losses(alone), losses(two), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    for name, tensor in weights(alone).items():
+        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_best_checkpoint_by_validation_is_what_is_kept(tiny_model: Path, tmp_path: Path):
+    """A rate that is far too high makes the last step worse than an earlier one."""
+    run = make_run(tiny_model, tmp_path, method="lora", training={"learning_rate": 0.3, "schedule": "constant", "validate_every": 1, "epochs": 3})
+    folder = train(run)
+    validations = {row["step"]: row["validation_loss"] for row in folder.metrics() if "validation_loss" in row}
+    best = min(validations, key=lambda step: validations[step])
+    assert folder.status()["best_step"] == best < max(validations)
+    kept = load_file(folder.checkpoints / f"step-{best:08d}" / "adapter_model.safetensors")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(folder).items())
+
+
+def test_early_stopping_stops_after_its_patience(tiny_model: Path, tmp_path: Path):
+    run = make_run(
+        tiny_model, tmp_path, method="lora",
+        training={"learning_rate": 0.3, "schedule": "constant", "validate_every": 1, "epochs": 20, "early_stopping": 2, "keep_checkpoints": 1},
+    )  # fmt: skip
+    folder = train(run)
+    validations = [row["validation_loss"] for row in folder.metrics() if "validation_loss" in row]
+    assert len(validations) < 100
+    assert len(validations) - 1 - validations.index(min(validations)) == 2
+
+
+def test_training_learns_and_leaves_the_base_as_it_was(tiny_model: Path, tmp_path: Path):
+    before = load_file(tiny_model / "model.safetensors")
+    folder = train(make_run(tiny_model, tmp_path, method="lora", training={"epochs": 8, "save_every": 40}))
+    rows = [row["loss"] for row in folder.metrics() if "loss" in row]
+    assert rows[-1] < 0.5 * rows[0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(tiny_model / "model.safetensors").items())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(tiny_model: Path, tmp_path: Path):
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(tiny_model, spoiled)
+    from safetensors.torch import save_file
+
+    tensors = load_file(spoiled / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("inf")
+    save_file(tensors, spoiled / "model.safetensors", metadata={"format": "pt"})
+    run = make_run(spoiled, tmp_path, method="full")
+    with pytest.raises(MachineFailed, match="stopped before the update"):
+        train(run)
+    folder = RunFolder(tmp_path / "run")
+    named = json.loads((folder.path / "not-finite-step-1.json").read_text())
+    assert len(named["rows"]) == 4
+    assert all(source.startswith("rows.jsonl:") for source in named["rows"])
+    assert folder.status()["state"] == "failed"
+    assert steps_of(folder.checkpoints) == []
+
+
+def test_a_resumed_run_refuses_changed_data(tiny_model: Path, tmp_path: Path):
+    folder = train(make_run(tiny_model, tmp_path, method="lora", training={"steps": 2}))
+    folder.set_status(state="interrupted")
+    write_rows(tmp_path / "rows.jsonl", n=23)
+    with pytest.raises(BadInput, match="data changed"):
+        resume(folder)
+
+
+def test_continuing_from_an_adapter_starts_where_it_ended(tiny_model: Path, tmp_path: Path):
+    first = train(make_run(tiny_model, tmp_path, "first", method="lora", training={"steps": 6, "validate_every": 6, "schedule": "constant"}))
+    more = {"method": "lora", "lora": {"continue_from": str(first.adapter)}, "training": {"steps": 2, "schedule": "constant", "learning_rate": 1e-9}}
+    second = train(make_run(tiny_model, tmp_path, "second", **more))
+    for name, tensor in weights(first).items():
+        torch.testing.assert_close(weights(second)[name], tensor, rtol=1e-4, atol=1e-7)
+    wrong = {**more, "lora": {"continue_from": str(first.adapter), "rank": 8}}
+    with pytest.raises(BadInput, match="rank 16"):
+        train(make_run(tiny_model, tmp_path, "third", **wrong))
+
+
+@pytest.mark.parametrize(("part", "names"), [(1, "model.layers.1."), (["model.norm.*", "*.mlp.*"], ""), ("all", "")])
+def test_full_fine_tuning_changes_the_named_part_and_nothing_else(tiny_model: Path, tmp_path: Path, part: Any, names: str):
+    before = load_file(tiny_model / "model.safetensors")
+    after = weights(train(make_run(tiny_model, tmp_path, method="full", full={"train": part}, training={"steps": 2, "learning_rate": 1e-2})))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    if part == 1:
+        assert changed == {name for name in before if name.startswith(names)}
+    elif part == "all":
+        assert changed == set(before)
+    else:
+        assert changed == {name for name in before if ".mlp." in name or name == "model.norm.weight"}
+
+
+def test_tensorboard_gets_the_curve(tiny_model: Path, tmp_path: Path):
+    folder = train(make_run(tiny_model, tmp_path, method="lora", training={"steps": 2, "tensorboard": True}))
+    assert list((folder.path / "tensorboard").glob("events*"))
