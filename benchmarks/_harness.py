@@ -3,7 +3,7 @@
     with Worker([...ours]) as ours, Worker([...theirs]) as theirs:
         for pair in alternate({"ours": ours, "theirs": theirs}, [{"step": n} for n in range(20)]):
             pair["ours"]["seconds"], pair["theirs"]["seconds"]
-    write_rows(Path("benchmarks/results/speed.json"), [{"workload": ..., "opponent": ..., **summary(ours_seconds, theirs_seconds)}])
+    write_rows(RESULTS / "speed.json", [{"workload": ..., "opponent": ..., **summary(ours_seconds, theirs_seconds)}], facts())
 
 A busy or warm machine drifts by more than the differences that matter. So both sides are loaded once and then do one piece of work
 each in turn, A B A B: drift hits the two halves of a pair alike, and the median of the pairs' ratios forgets the disturbed ones.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,9 @@ class Worker:
 
     def ask(self, command: Command) -> Reply:
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it has ended: the read says with which code
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended: the read says with which code
         return self._read()
 
     def _read(self) -> Reply:
@@ -177,10 +176,13 @@ def merge(before: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], now: Map
     return {**now, "rows": merged}
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Merge `rows` into the results file, whole or not at all."""
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
+    """Merge `rows` into the results file, whole or not at all.
+
+    now   `facts()` as they were when the measurement began: the checkout may have moved on since
+    """
     from tunesmith.files import write_json
 
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, merge(before, rows, facts()))
+    write_json(path, merge(before, rows, now))

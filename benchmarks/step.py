@@ -67,9 +67,11 @@ Answer = Callable[[harness.Command], harness.Reply]
 def write_model(folder: Path, shape: Shape) -> None:
     """Seeded weights in bfloat16 with a tokenizer that nobody uses; a depth-scaled residual keeps 30 random layers tame."""
     import torch
+    import transformers
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    transformers.utils.logging.disable_progress_bar()
     config = LlamaConfig(
         hidden_size=shape.width, num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
         intermediate_size=shape.feed_forward, vocab_size=shape.vocabulary, tie_word_embeddings=True, max_position_embeddings=2048,
@@ -271,12 +273,13 @@ def main() -> None:
         parser.error("--steps: at least 1")
     shape = SHAPES["step-tiny-lora" if chosen.tiny else "step-135m-lora"]
     output = chosen.output or (None if chosen.tiny else harness.RESULTS / "speed.json")
+    now = harness.facts()
     with tempfile.TemporaryDirectory(prefix="tunesmith-step-") as folder:
         write_model(Path(folder), shape)
         for opponent in (chosen.only,) if chosen.only else OPPONENTS:
             row = compare(opponent, Path(folder), shape, chosen.steps)
             if output is not None:
-                harness.write_rows(output, [row])  # after each opponent: a broken second one costs nothing
+                harness.write_rows(output, [row], now)  # after each opponent: a broken second one costs nothing
                 print(f"  written to {output}")
 
 

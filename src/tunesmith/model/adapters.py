@@ -317,7 +317,9 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
         raise BadInput(f'there is already an adapter "{name}" on this model', where=str(folder), fix="--adapter NAME=PATH with another name")
     found = read_adapter(folder)
     modules = linear_layers(model)
+    head = next((path for path, module in model.named_modules() if module is model.get_output_embeddings()), None)
     ranks: dict[str, int] = {}
+    seen: set[tuple[str, str]] = set()
     problems: list[str] = []
     for key, shape in found.shapes.items():
         match = _KEY.fullmatch(key)
@@ -327,9 +329,11 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
         path, side = match[1], match[2]
         module = modules.get(path)
         if module is None:
-            is_head = model.get_output_embeddings() is dict(model.named_modules()).get(path, model)
-            problems.append(f"{path} is the model's output head, which tunesmith does not adapt" if is_head else f"the model has no layer {path}")
+            problems.append(f"{path} is the output head, which tunesmith does not adapt" if path == head else f"the model has no layer {path}")
             continue
+        if (path, side) in seen:
+            problems.append(f"{path}: lora_{side} is there twice")
+        seen.add((path, side))
         n, k = _sizes(module)
         rank = shape[0] if side == "A" else shape[1]
         expected = _by_layer(found.config.get("rank_pattern"), path, found.config["r"])
@@ -355,7 +359,7 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
         base = found.config.get("base_model_name_or_path")
         raise BadInput(
             "this adapter does not fit this base model:\n  " + "\n  ".join(shown), where=str(folder),
-            fix="load the base it was trained on" + (f": {base}" if base else ""),
+            fix=f"load the base it was trained on{f' ({base})' if base else ''}, or copy the adapter again",
         )  # fmt: skip
     scales = {path: _scale(found.config, path, rank) for path, rank in ranks.items()}
     tensors = _read_tensors(folder / "adapter_model.safetensors")

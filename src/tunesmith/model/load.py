@@ -62,7 +62,7 @@ def find_model(name: str) -> Path:
         )
     except Exception as error:  # the hub client has many kinds of failure; all mean the model is not here
         raise BadInput(
-            f'"{name}" is neither a folder nor a model that the hub gave: {str(error).splitlines()[0]}', where="model",
+            f'"{name}" is neither a folder nor a model that the hub gave: {first_line(error)}', where="model",
             fix="a local folder, acorn, or a hub id (for a private model, log in first)",
         ) from None  # fmt: skip
     folder = Path(fetched)
@@ -90,13 +90,18 @@ def _check_folder(path: Path) -> None:
         raise BadInput("config.json does not name a model_type", where=str(path), fix="give a folder saved by transformers")
 
 
+def first_line(error: Exception) -> str:
+    """Of a library's message, which may be long, or empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def load_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, use_fast=True)
     except Exception as error:  # whatever the tokenizer's files are lacking, the reason is in the message
-        raise BadInput(f"the tokenizer cannot be loaded: {str(error).splitlines()[0]}", where=str(path), fix="the folder needs tokenizer.json") from None
+        raise BadInput(f"the tokenizer cannot be loaded: {first_line(error)}", where=str(path), fix="the folder needs tokenizer.json") from None
     if not tokenizer.is_fast:
         raise BadInput("the tokenizer has no fast form", where=str(path), fix="convert it: the folder needs tokenizer.json")
     return tokenizer
@@ -113,7 +118,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        raise BadInput(f"the model's configuration is not understood: {str(error).splitlines()[0]}", where=str(path / "config.json"), fix="see the message; remote code is never run") from None
+        raise BadInput(f"the model's configuration is not understood: {first_line(error)}", where=str(path / "config.json"), fix="see the message; remote code is never run") from None
     # Soft-capped attention exists in transformers' eager path only; SDPA would leave the cap out without a word.
     eager = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     try:
@@ -122,7 +127,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
             attn_implementation="eager" if eager else None, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:
-        raise BadInput(f"the weights cannot be loaded: {str(error).splitlines()[0]}", where=str(path), fix="copy or download the model again") from None
+        raise BadInput(f"the weights cannot be loaded: {first_line(error)}", where=str(path), fix="copy or download the model again") from None
     problems = [f"{kind.replace('_', ' ')}: {', '.join(str(key) for key in list(report[kind])[:3])}" for kind in ("missing_keys", "mismatched_keys") if report.get(kind)]
     if problems:
         raise BadInput("weights do not fit the configuration: " + "; ".join(problems), where=str(path), fix="copy or download the model again")

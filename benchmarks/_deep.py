@@ -1,0 +1,291 @@
+"""How long one LoRA step takes beside transformers + PEFT, on the CPU, and whether both compute the same.
+
+    python benchmarks/step.py                          # both opponents, 20 steps each; writes benchmarks/results/speed.json
+    python benchmarks/step.py --only hf-peft --steps 5
+    python benchmarks/step.py --tiny                   # a toy shape: tests this script, writes nothing
+
+The model has the shape of a 135M Llama (width 576, 30 layers, 9 heads over 3, 49,152 words, tied) and seeded random weights, with
+logits spread so that the loss is far from ln V: a lost norm or scale would show. Every linear layer gets LoRA of rank 16; a step
+takes 4 x 512 tokens, all trained, in bfloat16 with float32 adapters, AdamW and clipping, no gradient checkpointing. Both sides read
+the same files, start from the same A (B is zero), see the same tokens, and are compared in loss and gradient norm at every step.
+
+Opponents
+    hf-peft         transformers + PEFT as they come
+    hf-peft-tuned   the same with what a careful user could add: our allocator settings, and the fastest of a few thread counts
+                    with and without autocast (tried in a process of its own before)
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _harness as harness
+import numpy as np
+
+OPPONENTS = ("hf-peft", "hf-peft-tuned")
+RANK, ALPHA, RATE, MAX_GRAD_NORM, SEED = 16, 32.0, 1e-3, 1.0, 0
+WARM_UP_STEPS = 2  # compared in value, left out of the time: they build oneDNN's kernels and touch memory for the first time
+LOGIT_SPREAD = 3.0  # standard deviation of the logits: the first loss is about ln V + 3² / 2
+N_WORDS = 64  # the text uses so few of the vocabulary that 20 steps can learn which: the loss must fall on both sides
+# bfloat16 keeps 8 bits (0.4 %) of a number; a mean over 2,000 tokens is steadier, and differences grow with the steps.
+FIRST_LOSS_NOISE, LOSS_NOISE, GRAD_NORM_NOISE = 0.001, 0.01, 0.05
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama, and the rows and tokens of one step."""
+
+    workload: str
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    vocabulary: int
+    rows: int
+    tokens: int
+
+
+SHAPES = {
+    shape.workload: shape
+    for shape in (Shape("step-135m-lora", 576, 30, 9, 3, 1536, 49_152, 4, 512), Shape("step-tiny-lora", 192, 30, 3, 1, 512, 8192, 2, 256))
+}
+
+Answer = Callable[[harness.Command], harness.Reply]
+
+
+# --- what both sides share ----------------------------------------------------------------------------------------------
+
+
+def write_model(folder: Path, shape: Shape) -> None:
+    """Seeded weights in bfloat16 with a tokenizer that nobody uses; a depth-scaled residual keeps 30 random layers tame."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    transformers.utils.logging.disable_progress_bar()
+    config = LlamaConfig(
+        hidden_size=shape.width, num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.feed_forward, vocab_size=shape.vocabulary, tie_word_embeddings=True, max_position_embeddings=2048,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.ndim == 1:
+                weight.copy_(1 + 0.1 * noise)
+            elif "embed" in name:
+                weight.copy_(noise * LOGIT_SPREAD / math.sqrt(shape.width))
+            else:
+                last_of_block = name.endswith(("o_proj.weight", "down_proj.weight"))
+                weight.copy_(noise / math.sqrt(weight.shape[1] * (2 * shape.layers if last_of_block else 1)))
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")), unk_token="?").save_pretrained(folder)
+
+
+def ids_of_step(shape: Shape, step: int) -> np.ndarray:
+    """int64 [rows, tokens], other ones at every step."""
+    words = np.random.default_rng(SEED).choice(shape.vocabulary, N_WORDS, replace=False)
+    return words[np.random.default_rng([SEED, step]).integers(N_WORDS, size=(shape.rows, shape.tokens))]
+
+
+def reply(seconds: float, loss: float, grad_norm: float) -> harness.Reply:
+    return {"seconds": seconds, "loss": loss, "grad_norm": grad_norm, "peak_bytes": harness.peak_resident_bytes()}
+
+
+# --- ours ---------------------------------------------------------------------------------------------------------------
+
+
+def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.Reply, Answer]:
+    """The product's own functions in the order in which training/loop.py calls them."""
+    import tunesmith.api  # noqa: F401 - every command's entry: sets the allocator before torch is imported
+
+    import torch  # isort: skip
+
+    from tunesmith.config import DataConfig, LoraConfig, Run, TrainingConfig
+    from tunesmith.data.batches import collate
+    from tunesmith.data.template import Example
+    from tunesmith.files import write_tensors
+    from tunesmith.loss import Scored
+    from tunesmith.training.method import build
+    from tunesmith.training.optim import build_optimizer, clip_grad_norm
+
+    training = TrainingConfig(learning_rate=RATE, max_grad_norm=MAX_GRAD_NORM, dtype="bfloat16", seed=SEED)
+    lora = LoraConfig(rank=RANK, alpha=ALPHA)
+    tuned = build(Run(model=str(folder), output="none", data=DataConfig(train="none"), lora=lora, training=training), "bench")
+    write_tensors(folder / "start.safetensors", tuned.parameters)
+    scored = Scored(tuned.loaded.model, tuned.compute_dtype)
+    optimizer = build_optimizer(tuned.parameters, training, RATE)
+
+    def step(command: harness.Command) -> harness.Reply:
+        started = time.perf_counter()
+        tuned.loaded.model.train()
+        batch = collate([Example(ids, np.ones(len(ids), dtype=bool), "") for ids in ids_of_step(shape, command["step"])])
+        nll = scored(batch)
+        (nll.sum / batch.n_trained).backward()
+        loss = float(nll.sum.detach()) / batch.n_trained
+        grad_norm = float(clip_grad_norm(tuned.parameters, training.max_grad_norm))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return reply(time.perf_counter() - started, loss, grad_norm)
+
+    return {"threads": torch.get_num_threads()}, step
+
+
+# --- theirs -------------------------------------------------------------------------------------------------------------
+
+
+def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.Reply, Answer]:
+    """The step as PEFT's documentation writes it.
+
+    settings   keep_memory: our allocator settings; threads: their number; autocast: run the forward under bfloat16 autocast
+    """
+    if settings.get("keep_memory"):
+        from tunesmith.hardware import keep_freed_memory
+
+        keep_freed_memory()
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+    from torch import nn
+
+    if "threads" in settings:
+        torch.set_num_threads(settings["threads"])
+    transformers.utils.logging.disable_progress_bar()
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_safetensors=True)
+    base.config.use_cache = False  # as transformers' Trainer does
+    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"))
+    trained = {name.replace(".default.", "."): p for name, p in model.named_parameters() if p.requires_grad}
+    start = load_file(folder / "start.safetensors")
+    if trained.keys() != start.keys():
+        raise SystemExit(f"the two sides adapt different layers: {sorted(trained.keys() ^ start.keys())[:4]}")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(start[name])
+    parameters = list(trained.values())
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
+    model.train()
+
+    def gradients(number: int, autocast: bool) -> float:
+        ids = torch.from_numpy(ids_of_step(shape, number))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        return float(loss.detach())
+
+    def answer(command: harness.Command) -> harness.Reply:
+        if "try" in command:  # time a setting without an update
+            torch.set_num_threads(command["try"]["threads"])
+            seconds = []
+            for _ in range(2):  # the first warms up
+                started = time.perf_counter()
+                gradients(0, command["try"]["autocast"])
+                seconds.append(time.perf_counter() - started)
+                optimizer.zero_grad(set_to_none=True)
+            return {"seconds": seconds[-1]}
+        started = time.perf_counter()
+        loss = gradients(command["step"], settings.get("autocast", False))
+        grad_norm = float(nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return reply(time.perf_counter() - started, loss, grad_norm)
+
+    return {"threads": torch.get_num_threads()}, answer
+
+
+# --- the comparison -----------------------------------------------------------------------------------------------------
+
+
+def start(side: str, folder: Path, shape: Shape, settings: dict[str, Any]) -> harness.Worker:
+    return harness.Worker(side, [sys.executable, str(Path(__file__).resolve()), "worker", side, str(folder), shape.workload, json.dumps(settings)])
+
+
+def tuned_settings(folder: Path, shape: Shape) -> dict[str, Any]:
+    """The opponent's fastest setting; found in a process that is thrown away, so that trying leaves no trace in its peak."""
+    with start("theirs", folder, shape, {"keep_memory": True}) as worker:
+        most = worker.started_with["threads"]
+        tries = [{"threads": threads, "autocast": autocast} for threads in sorted({most, max(1, most // 2)}) for autocast in (False, True)]
+        timed = [(worker.ask({"try": setting})["seconds"], setting) for setting in tries]
+    for seconds, setting in timed:
+        print(f"  tried {setting}: {seconds:.3f} s")
+    return {"keep_memory": True, **min(timed, key=lambda item: item[0])[1]}
+
+
+def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str, Any]:
+    """One row of results; ends the program at the first step where the two sides differ by more than noise."""
+    print(f"{shape.workload} against {opponent}: {n_steps} steps each, in turns")
+    pairs: list[dict[str, harness.Reply]] = []
+    with start("ours", folder, shape, {}) as our_side:  # first: it writes the A that both start from
+        settings = tuned_settings(folder, shape) if opponent == "hf-peft-tuned" else {}
+        with start("theirs", folder, shape, settings) as their_side:
+            for n, pair in enumerate(harness.alternate({"ours": our_side, "theirs": their_side}, [{"step": n} for n in range(n_steps)])):
+                mine, other = pair["ours"], pair["theirs"]
+                print(
+                    f"  step {n + 1}: loss {mine['loss']:.5f} / {other['loss']:.5f}, gradient norm {mine['grad_norm']:.5f} / {other['grad_norm']:.5f}, "
+                    f"{mine['seconds']:.3f} s / {other['seconds']:.3f} s = {other['seconds'] / mine['seconds']:.2f}x", flush=True,
+                )  # fmt: skip
+                for key, noise in (("loss", LOSS_NOISE if n else FIRST_LOSS_NOISE), ("grad_norm", GRAD_NORM_NOISE)):
+                    difference = harness.relative_difference(mine[key], other[key])
+                    if not difference <= noise:
+                        raise SystemExit(f"step {n + 1}: {key} differs by {difference:.3%}, more than the noise of bfloat16 ({noise:.1%}); nothing is written")
+                pairs.append(pair)
+    first, last = pairs[0], pairs[-1]
+    worst = {key: max(harness.relative_difference(p["ours"][key], p["theirs"][key]) for p in pairs) for key in ("loss", "grad_norm")}
+    timed = pairs[min(WARM_UP_STEPS, len(pairs) - 1) :]
+    row = {
+        "workload": shape.workload, "opponent": opponent,
+        **harness.summary([p["ours"]["seconds"] for p in timed], [p["theirs"]["seconds"] for p in timed]),
+        "ours_peak_bytes": last["ours"]["peak_bytes"], "theirs_peak_bytes": last["theirs"]["peak_bytes"],
+        "loss_ours": last["ours"]["loss"], "loss_theirs": last["theirs"]["loss"],
+        "grad_norm_ours": last["ours"]["grad_norm"], "grad_norm_theirs": last["theirs"]["grad_norm"],
+        "first_loss_ours": first["ours"]["loss"], "first_loss_theirs": first["theirs"]["loss"],
+        "steps_compared": len(pairs), "worst_loss_difference": worst["loss"], "worst_grad_norm_difference": worst["grad_norm"],
+        "tokens_per_step": shape.rows * shape.tokens, "threads_ours": our_side.started_with["threads"],
+        "threads_theirs": settings.get("threads", their_side.started_with["threads"]), "autocast_theirs": settings.get("autocast", False),
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+    print(
+        f"  {row['ratio']:.2f}x (from {row['ratio_min']:.2f} to {row['ratio_max']:.2f}); {row['ours_seconds']:.3f} s and {row['theirs_seconds']:.3f} s a step; "
+        f"peak {row['ours_peak_bytes'] / 1e9:.2f} GB and {row['theirs_peak_bytes'] / 1e9:.2f} GB\n"
+        f"  worst difference in {len(pairs)} steps: loss {worst['loss']:.4%}, gradient norm {worst['grad_norm']:.4%}", flush=True,
+    )  # fmt: skip
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--only", choices=OPPONENTS, help="one opponent instead of both")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each side, of which the first two are not timed (20)")
+    parser.add_argument("--tiny", action="store_true", help="a toy shape that tests this script; writes only where --output says")
+    parser.add_argument("--output", type=Path, help="results file (benchmarks/results/speed.json)")
+    chosen = parser.parse_args()
+    if chosen.steps < 1:
+        parser.error("--steps: at least 1")
+    shape = SHAPES["step-tiny-lora" if chosen.tiny else "step-135m-lora"]
+    output = chosen.output or (None if chosen.tiny else harness.RESULTS / "speed.json")
+    now = harness.facts()
+    with tempfile.TemporaryDirectory(prefix="tunesmith-step-") as folder:
+        write_model(Path(folder), shape)
+        for opponent in (chosen.only,) if chosen.only else OPPONENTS:
+            row = compare(opponent, Path(folder), shape, chosen.steps)
+            if output is not None:
+                harness.write_rows(output, [row], now)  # after each opponent: a broken second one costs nothing
+                print(f"  written to {output}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["worker"]:
+        _, _, side, folder, workload, settings = sys.argv
+        harness.serve(lambda: {"ours": ours, "theirs": theirs}[side](Path(folder), SHAPES[workload], json.loads(settings)))
+    else:
+        main()

@@ -1,0 +1,69 @@
+"""From files to training rows: nothing leaks, everything left out is counted and said."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import byte_level_tokenizer
+from tunesmith.config import DataConfig, TrainingConfig
+from tunesmith.data.rows import load_parts, load_rows
+from tunesmith.data.template import Renderer
+from tunesmith.errors import BadInput
+
+
+def rows_file(path: Path, prompts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"prompt": p, "completion": "spam" if "free" in p else "ham"}) + "\n" for p in prompts))
+    return str(path)
+
+
+def config(train: str, **more: Any) -> DataConfig:
+    return DataConfig.model_validate({"train": train, **more})
+
+
+def test_shares_split_the_file_and_copies_of_a_row_stay_together(tmp_path: Path):
+    prompts = [f"free {i % 40}" if i % 2 else f"lunch {i % 40}" for i in range(160)]  # every row four times
+    parts = load_parts(config(rows_file(tmp_path / "a.jsonl", prompts), validation=0.1, test=0.2))
+    sets = [{c.prompt for c in part} for part in (parts.train, parts.validation, parts.test)]
+    assert [len(p) for p in (parts.train, parts.validation, parts.test)] == [112, 16, 32]
+    assert not sets[0] & sets[1]
+    assert not sets[0] & sets[2]
+    assert not sets[1] & sets[2]
+
+
+def test_rows_of_a_test_file_are_removed_from_training_and_counted(tmp_path: Path):
+    train = rows_file(tmp_path / "a.jsonl", ["free a", "lunch b", "FREE  c", "d"])
+    test = rows_file(tmp_path / "b.jsonl", ["free c", "e"])
+    parts = load_parts(config(train, test=test))
+    assert [c.source for c in parts.train] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:4"]
+    assert parts.counts["overlap_removed"] == 1
+    assert any("1 rows of train removed" in line and "a.jsonl:3" in line for line in parts.said)
+
+
+def test_dropped_duplicates_and_long_rows_are_counted_and_said(tmp_path: Path):
+    train = rows_file(tmp_path / "a.jsonl", ["free", "free", "lunch", "call me " * 60])
+    rows = load_rows(config(train, duplicates="drop", on_too_long="drop"), TrainingConfig(max_length=64), Renderer(byte_level_tokenizer()))
+    assert len(rows.train) == 2
+    assert (rows.counts["duplicates_dropped"], rows.counts["too_long_dropped"]) == (1, 1)
+    assert any("1 training examples longer than 64 tokens dropped; the first: a.jsonl:4" in line for line in rows.said)
+    assert rows.counts["trained_tokens_per_epoch"] == sum(int(e.trained.sum()) for e in rows.train)
+
+
+def test_removing_everything_is_an_error(tmp_path: Path):
+    train = rows_file(tmp_path / "a.jsonl", ["free"])
+    with pytest.raises(BadInput, match="no row is left"):
+        load_parts(config(train, test=rows_file(tmp_path / "b.jsonl", ["free"])))
+
+
+def test_sms_spam_splits_without_leaks_after_its_403_copies_are_dropped(shared: Path):
+    parts = load_parts(
+        config(
+            str(shared / "data/sms_spam/SMSSpamCollection.tsv"), columns=["label", "text"], header=False, quoting=False,
+            prompt="Is this message spam or ham?\n\n{text}", completion="{label}", validation=0.1, test=0.2, duplicates="drop",
+        )
+    )  # fmt: skip
+    assert (parts.counts["read"], parts.counts["duplicates_dropped"]) == (5574, 403)
+    assert abs(parts.counts["test"] - 0.2 * 5171) <= 1
+    shares = [sum(c.answer == "spam" for c in part) / len(part) for part in (parts.train, parts.validation, parts.test)]
+    assert max(shares) - min(shares) < 0.005
