@@ -1,9 +1,9 @@
 """The house rules that a machine can check: layers, start-up time, and that every config key is read."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tunesmith.config import known_keys, sections
@@ -88,6 +88,11 @@ def test_light_modules_bring_neither_torch_nor_transformers():
         assert not top_level_imports(tree) & {"torch", "transformers", "pyarrow", "sklearn", "plotly"}, name
 
 
+def processor_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_help_answers_in_under_three_tenths_of_a_second_without_torch():
     code = (
         "import sys; sys.argv = ['tunesmith', '--help']\n"
@@ -96,10 +101,10 @@ def test_help_answers_in_under_three_tenths_of_a_second_without_torch():
         "except SystemExit: print(sorted({'torch', 'transformers', 'pydantic', 'rich'} & set(sys.modules)), file=sys.stderr)\n"
     )
     seconds = []
-    for _ in range(5):  # the fastest of five: other work on the machine only ever adds
-        begun = time.perf_counter()
+    for _ in range(5):  # the fastest of five, in processor time: other work on the machine only ever adds
+        begun = processor_seconds_of_children()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(processor_seconds_of_children() - begun)
         assert "torch" not in done.stderr
         assert "transformers" not in done.stderr
         assert "train" in done.stdout

@@ -44,6 +44,7 @@ class DataConfig(Section):
     on_too_long: Literal["error", "drop", "truncate"] = Field("error", description="an example longer than training.max_length; drop and truncate are counted")
     on_bad_row: Literal["error", "skip"] = Field("error", description="a row that cannot be read; skip counts them")
     duplicates: Literal["keep", "drop"] = Field("keep", description="rows equal to an earlier one; kept ones never straddle a split")
+    limit: int | None = Field(None, ge=1, description="train on this many rows only, chosen by hash and in the labels' proportions; validation and test stay whole")
     stratify: bool = Field(True, description="splits by share keep the proportions of the labels when answers are labels")
 
 
@@ -136,7 +137,7 @@ class Run(Section):
 PEER_KEYS: dict[str, str] = {
     "base_model": "model", "model_name_or_path": "model", "model_name": "model", "output_dir": "output",
     "finetuning_type": "method", "adapter": "method", "dataset": "data.train", "train_file": "data.train", "validation_file": "data.validation",
-    "val_set_size": "data.validation", "val_size": "data.validation", "lora_r": "lora.rank", "lora_rank": "lora.rank", "r": "lora.rank",
+    "val_set_size": "data.validation", "max_samples": "data.limit", "val_size": "data.validation", "lora_r": "lora.rank", "lora_rank": "lora.rank", "r": "lora.rank",
     "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout", "lora_target": "lora.targets", "lora_target_modules": "lora.targets",
     "target_modules": "lora.targets", "use_rslora": "lora.rslora", "peft_use_rslora": "lora.rslora", "lora_model_dir": "lora.continue_from",
     "adapter_name_or_path": "lora.continue_from", "num_train_epochs": "training.epochs", "num_epochs": "training.epochs",

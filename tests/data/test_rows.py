@@ -67,3 +67,13 @@ def test_sms_spam_splits_without_leaks_after_its_403_copies_are_dropped(shared: 
     assert abs(parts.counts["test"] - 0.2 * 5171) <= 1
     shares = [sum(c.answer == "spam" for c in part) / len(part) for part in (parts.train, parts.validation, parts.test)]
     assert max(shares) - min(shares) < 0.005
+
+
+def test_a_limit_takes_that_many_training_rows_and_leaves_the_held_out_ones(tmp_path: Path):
+    train = rows_file(tmp_path / "a.jsonl", [f"free {i}" if i % 4 == 0 else f"lunch {i}" for i in range(200)])
+    whole = load_parts(config(train, validation=0.1, test=0.2))
+    less = load_parts(config(train, validation=0.1, test=0.2, limit=40))
+    assert len(less.train) == 40
+    assert sum(c.answer == "spam" for c in less.train) == 10
+    assert (less.validation, less.test) == (whole.validation, whole.test)
+    assert {c.source for c in less.train} < {c.source for c in whole.train}

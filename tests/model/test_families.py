@@ -13,6 +13,7 @@ from tunesmith.config import LoraConfig
 from tunesmith.loss import Scored
 from tunesmith.model.adapters import adapted_layers, adapter_parameters, attach, choose_targets, load_adapter, save_adapter, switch_of, using
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT 0.21 asks transformers 5.23
 BASE = "a-base"
 # part of the layers, by the end of their names; "c_proj" of GPT-2 is in attention and MLP alike
 PART = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"], "phi3": ["qkv_proj", "down_proj"]}

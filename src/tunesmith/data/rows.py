@@ -87,6 +87,10 @@ def load_parts(config: DataConfig) -> Parts:
                 train = kept
             else:
                 held[one] = kept
+    if config.limit is not None and config.limit < len(train):
+        n_all = len(train)
+        train = split(train, validation=None, test=config.limit / n_all, seed=seed, stratify=config.stratify).test
+        said.append(f"{len(train):,} of {n_all:,} training rows used (data.limit: {config.limit:,})")
     if not train:
         raise BadInput("no row is left to train on", where=config.train, fix="smaller shares for validation and test, or more data")
     counts |= {"train": len(train), "validation": len(held["validation"]), "test": len(held["test"])}
