@@ -39,7 +39,8 @@ class Worker:
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.name = name
-        self.process = subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(env or {})}, text=True)
+        pipe, whole_env = subprocess.PIPE, {**os.environ, **(env or {})}
+        self.process = subprocess.Popen(list(command), stdin=pipe, stdout=pipe, env=whole_env, text=True)
         self.started_with = self._read()
 
     def ask(self, command: Command) -> Reply:
@@ -115,9 +116,13 @@ def summary(ours_seconds: Sequence[float], theirs_seconds: Sequence[float]) -> d
     """Median, least and greatest of theirs / ours over pairs (above 1: ours is faster), and each side's median seconds."""
     ratios = [theirs / ours for ours, theirs in zip(ours_seconds, theirs_seconds, strict=True)]
     return {
-        "ratio": round(statistics.median(ratios), 4), "ratio_min": round(min(ratios), 4), "ratio_max": round(max(ratios), 4),
-        "ours_seconds": round(statistics.median(ours_seconds), 5), "theirs_seconds": round(statistics.median(theirs_seconds), 5), "pairs": len(ratios),
-    }  # fmt: skip
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_min": round(min(ratios), 4),
+        "ratio_max": round(max(ratios), 4),
+        "ours_seconds": round(statistics.median(ours_seconds), 5),
+        "theirs_seconds": round(statistics.median(theirs_seconds), 5),
+        "pairs": len(ratios),
+    }
 
 
 def relative_difference(found: float, expected: float) -> float:

@@ -26,16 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import _harness as harness
 import numpy as np
 
+import _harness as harness
+
 OPPONENTS = ("hf-peft", "hf-peft-tuned")
-RANK, ALPHA, RATE, MAX_GRAD_NORM, SEED = 16, 32.0, 1e-3, 1.0, 0
+RANK, ALPHA, RATE, MAX_GRAD_NORM, SEED = 16, 32.0, 3e-4, 1.0, 0
 WARM_UP_STEPS = 2  # compared in value, left out of the time: they build oneDNN's kernels and touch memory for the first time
 LOGIT_SPREAD = 3.0  # standard deviation of the logits: the first loss is about ln V + 3² / 2
 N_WORDS = 64  # the text uses so few of the vocabulary that 20 steps can learn which: the loss must fall on both sides
-# bfloat16 keeps 8 bits (0.4 %) of a number; a mean over 2,000 tokens is steadier, and differences grow with the steps.
-FIRST_LOSS_NOISE, LOSS_NOISE, GRAD_NORM_NOISE = 0.001, 0.01, 0.05
+# Largest differences that pass. Measured with 30 layers of width 192 at this rate, in 20 steps: loss 0.06 % between the sides (each up to
+# 0.3 % from float32), gradient norm 0.7 % (each up to 1.3 % from float32). At 1e-3 the random model met a step so ill-conditioned that the
+# norms were 9 % apart and 11 % (ours) and 22 % (theirs) from float32: hence the lower rate. The first loss knows no update yet.
+FIRST_LOSS_NOISE, LOSS_NOISE, GRAD_NORM_NOISE = 0.001, 0.005, 0.03
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harnes
 
 
 def start(side: str, folder: Path, shape: Shape, settings: dict[str, Any]) -> harness.Worker:
-    return harness.Worker(side, [sys.executable, str(Path(__file__).resolve()), "worker", side, str(folder), shape.workload, json.dumps(settings)])
+    script = str(Path(__file__).resolve())
+    return harness.Worker(side, [sys.executable, script, "worker", side, str(folder), shape.workload, json.dumps(settings)])
 
 
 def tuned_settings(folder: Path, shape: Shape) -> dict[str, Any]:
@@ -228,16 +232,19 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
     with start("ours", folder, shape, {}) as our_side:  # first: it writes the A that both start from
         settings = tuned_settings(folder, shape) if opponent == "hf-peft-tuned" else {}
         with start("theirs", folder, shape, settings) as their_side:
-            for n, pair in enumerate(harness.alternate({"ours": our_side, "theirs": their_side}, [{"step": n} for n in range(n_steps)])):
+            commands = [{"step": n} for n in range(n_steps)]
+            for n, pair in enumerate(harness.alternate({"ours": our_side, "theirs": their_side}, commands)):
                 mine, other = pair["ours"], pair["theirs"]
                 print(
-                    f"  step {n + 1}: loss {mine['loss']:.5f} / {other['loss']:.5f}, gradient norm {mine['grad_norm']:.5f} / {other['grad_norm']:.5f}, "
-                    f"{mine['seconds']:.3f} s / {other['seconds']:.3f} s = {other['seconds'] / mine['seconds']:.2f}x", flush=True,
-                )  # fmt: skip
+                    f"  step {n + 1}: loss {mine['loss']:.5f} / {other['loss']:.5f}, "
+                    f"gradient norm {mine['grad_norm']:.5f} / {other['grad_norm']:.5f}, "
+                    f"{mine['seconds']:.3f} s / {other['seconds']:.3f} s = {other['seconds'] / mine['seconds']:.2f}x",
+                    flush=True,
+                )
                 for key, noise in (("loss", LOSS_NOISE if n else FIRST_LOSS_NOISE), ("grad_norm", GRAD_NORM_NOISE)):
                     difference = harness.relative_difference(mine[key], other[key])
                     if not difference <= noise:
-                        raise SystemExit(f"step {n + 1}: {key} differs by {difference:.3%}, more than the noise of bfloat16 ({noise:.1%}); nothing is written")
+                        raise SystemExit(f"step {n + 1}: {key} differs by {difference:.3%}, more than {noise:.1%}; nothing is written")
                 pairs.append(pair)
     first, last = pairs[0], pairs[-1]
     worst = {key: max(harness.relative_difference(p["ours"][key], p["theirs"][key]) for p in pairs) for key in ("loss", "grad_norm")}
@@ -255,10 +262,12 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
     print(
-        f"  {row['ratio']:.2f}x (from {row['ratio_min']:.2f} to {row['ratio_max']:.2f}); {row['ours_seconds']:.3f} s and {row['theirs_seconds']:.3f} s a step; "
+        f"  {row['ratio']:.2f}x (from {row['ratio_min']:.2f} to {row['ratio_max']:.2f}); "
+        f"{row['ours_seconds']:.3f} s and {row['theirs_seconds']:.3f} s a step; "
         f"peak {row['ours_peak_bytes'] / 1e9:.2f} GB and {row['theirs_peak_bytes'] / 1e9:.2f} GB\n"
-        f"  worst difference in {len(pairs)} steps: loss {worst['loss']:.4%}, gradient norm {worst['grad_norm']:.4%}", flush=True,
-    )  # fmt: skip
+        f"  worst difference in {len(pairs)} steps: loss {worst['loss']:.4%}, gradient norm {worst['grad_norm']:.4%}",
+        flush=True,
+    )
     return row
 
 

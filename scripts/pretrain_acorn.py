@@ -15,6 +15,7 @@ import random
 import re
 import tarfile
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,8 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, t
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    copy = LlamaForCausalLM(model.config)
+    # a config of its own: saving changes it, and a compiled model would be compiled anew
+    copy = LlamaForCausalLM(deepcopy(model.config))
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -175,13 +177,18 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("pretrain.jsonl"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", type=Path, default=None, help="a folder this script saved: go on from its weights, tokenizer and tokens_seen")
+    parser.add_argument("--progress", type=float, default=0.0, help="with --resume: the share of the schedule that is behind; --minutes is what is left")
+    parser.add_argument("--tokens-before", type=int, default=0, help="with --resume: tokens seen so far")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     books = read_books(args.books)
-    sample = [text for text in books.values()] + list(documents(seed=7, n_characters=6_000_000))
-    tokenizer = train_tokenizer(sample)
+    if args.resume is not None:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.resume)
+    else:
+        tokenizer = train_tokenizer([*books.values(), *documents(seed=7, n_characters=6_000_000)])
     stream = book_stream(tokenizer, books)
     print(f"{len(books)} books, {len(stream):,} tokens, {sum(len(t.encode()) for t in books.values()) / len(stream):.2f} bytes a token", flush=True)
 
@@ -192,6 +199,8 @@ def main() -> None:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(device)
+    if args.resume is not None:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.resume, dtype=torch.float32).state_dict())
     n_parameters = sum(p.numel() for p in model.parameters())
     print(f"{n_parameters:,} parameters", flush=True)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
@@ -203,16 +212,18 @@ def main() -> None:
     step_loss = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
 
     windows = Windows(tokenizer, stream, args.generated_share, args.seed)
-    begun, tokens, step = time.monotonic(), 0, 0
-    progress = 0.0
+    begun, tokens, step = time.monotonic(), args.tokens_before, 0
+    progress, length_now = args.progress, 0
     last_saved = begun
     with args.log.open("a") as log:
         while progress < 1.0:
             length = next(length for until, length in PHASES if progress < until)
             # materialised scores are faster than CPU flash attention on short rows, and need more memory on long ones
-            model.set_attn_implementation("eager" if length <= 512 and device == "cpu" else "sdpa")
+            if length != length_now:
+                model.set_attn_implementation("eager" if length <= 512 and device == "cpu" else "sdpa")
+                length_now = length
             rows, micro = args.step_tokens // length, max(1, args.micro_tokens // length)
-            scale = min(1.0, progress / 0.02 + 0.02) * min(1.0, (1.0 - progress) / 0.5 + 0.01)
+            scale = min(1.0, (progress - args.progress) / 0.02 + 0.02) * min(1.0, (1.0 - progress) / 0.5 + 0.01)
             for optimizer in (muon, adam):
                 for group in optimizer.param_groups:
                     group["lr"] = peak[id(optimizer)] * scale
@@ -228,9 +239,9 @@ def main() -> None:
             tokens += rows * length
             step += 1
             seconds = time.monotonic() - begun
-            progress = seconds / (60 * args.minutes)
+            progress = args.progress + (1 - args.progress) * seconds / (60 * args.minutes)
             if step % 20 == 0:
-                line = {"step": step, "tokens": tokens, "loss": round(total, 4), "scale": round(scale, 3), "tokens_per_second": round(tokens / seconds), "minutes": round(seconds / 60, 2), "passes": windows.passes}
+                line = {"step": step, "tokens": tokens, "loss": round(total, 4), "scale": round(scale, 3), "tokens_per_second": round((tokens - args.tokens_before) / seconds), "minutes": round(seconds / 60, 2), "passes": windows.passes}
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 print(line, flush=True)

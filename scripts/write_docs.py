@@ -1,13 +1,17 @@
-"""Write docs/configuration.md from the config's own descriptions, so that the two cannot differ.
+"""Write what must not differ from its source: docs/configuration.md from the config, the README's table from benchmarks/results.
 
     python scripts/write_docs.py
 """
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 from tunesmith.config import PEER_KEYS, Run, known_keys, sections
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
 
 
 def configuration() -> str:
@@ -32,5 +36,38 @@ def configuration() -> str:
     return "\n".join(lines)
 
 
+def results(name: str) -> dict[str, Any]:
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else {"rows": []}
+
+
+def measured() -> str:
+    """The README's tables: real jobs with base and majority beside them, then speed beside peers."""
+    jobs, speed = results("jobs.json"), results("speed.json")
+    lines = ["| job on acorn | training rows | test rows | metric | majority | base | tuned | training |", "|---|---|---|---|---|---|---|---|"]
+    for row in jobs["rows"]:
+        tuned = next(name for name in row["models"] if name not in ("majority", "base"))
+        metrics = ["f1_spam", "accuracy"] if row["job"].startswith("sms") else ["valid_json", "accuracy_intent", "exact_match", "f1_slots"]
+        for n, metric in enumerate(metrics):
+            values = [row["models"].get(model, {}).get(metric) for model in ("majority", "base", tuned)]
+            shown = ["–" if v is None else f"{v:.3f}" for v in values]
+            head = [row["job"], f"{row['train_rows']:,}", f"{row['test_rows']:,}"] if n == 0 else ["", "", ""]
+            seconds = f"{row['epochs']:g} epochs, {row['training_seconds']:.0f} s" if n == 0 else ""
+            lines.append("| " + " | ".join([*head, f"`{metric}`", shown[0], shown[1], f"**{shown[2]}**", seconds]) + " |")
+    lines += ["", "| step | opponent | ours | theirs | ratio (median, range) | peak memory |", "|---|---|---|---|---|---|"]
+    for row in speed["rows"]:
+        memory = f"{row['ours_peak_bytes'] / 2**30:.1f} against {row['theirs_peak_bytes'] / 2**30:.1f} GiB"
+        ratio = f"**{row['ratio']:.2f}×** ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        lines.append(f"| {row['workload']} | {row['opponent']} | {row['ours_seconds']:.2f} s | {row['theirs_seconds']:.2f} s | {ratio} | {memory} |")
+    machine = jobs.get("machine") or speed.get("machine") or {}
+    if machine:
+        lines += ["", f"{machine.get('cpu', '')}, {machine.get('cores', '?')} cores, {machine.get('computes_in', '')}; trust ratios, not seconds: the cores are shared."]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    text = re.sub(r"(<!-- measured:.*?-->\n).*?(<!-- /measured -->)", lambda m: f"{m[1]}{measured()}\n{m[2]}", text, flags=re.S)
+    readme.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ hardware.keep_freed_memory()  # before torch
 
 from tunesmith.config import Run, load_run, validate  # noqa: E402
 from tunesmith.data.conversation import Conversation, Message  # noqa: E402
-from tunesmith.data.formats import read_conversations, read_prompts  # noqa: E402
+from tunesmith.data.formats import PLACEHOLDER, read_conversations, read_prompts  # noqa: E402
 from tunesmith.data.rows import load_parts  # noqa: E402
 from tunesmith.data.template import Renderer  # noqa: E402
 from tunesmith.errors import BadInput, nearest  # noqa: E402
@@ -35,6 +35,7 @@ from tunesmith.runs import RunFolder, now  # noqa: E402
 from tunesmith.training import distributed, loop  # noqa: E402
 
 SAMPLES_KEPT = 24  # answers shown in the report
+RESERVED = ("base", "majority", "new", "quit", "exit")  # other models of an evaluation, and commands of chat
 
 
 def as_run(config: Run | str | Path | Mapping[str, Any]) -> Run:
@@ -64,21 +65,25 @@ def _complete(folder: RunFolder) -> RunFolder:
     if distributed.rank() == 0:
         if folder.run().data.test is not None:
             evaluate(folder)
-        folder.set_status(state="done", ended=now())
         write_model_card(folder.path)
         write_report(folder.path)
+        # last: a run whose report could not be written is not done, and resume writes it
+        folder.set_status(state="done", problem=None, ended=now())
     distributed.barrier()
     return folder
 
 
-def evaluate(folder: RunFolder, data: str | None = None, adapters: Mapping[str, str] | None = None) -> dict[str, Any]:
+def evaluate(folder: RunFolder | str | Path, data: str | None = None, adapters: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Base, tuned model and majority answer on the same rows; kept in the run folder unless other data were named.
 
+    folder     a run or its path
     data       another file instead of the run's own test rows
     adapters   further adapters on the same base, by name
     Returns {"rows": n, "task": ..., "models": {"majority": {metric: value}, "base": {...}, NAME: {...}}}.
     """
+    folder = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
     run = folder.run()
+    named = _with_own(folder, run, adapters)
     if data is None:
         if run.data.test is None:
             raise BadInput("this run has no test rows", where=str(folder.path / "config.yaml"), fix="--data FILE, or data.test in the next run")
@@ -89,9 +94,9 @@ def evaluate(folder: RunFolder, data: str | None = None, adapters: Mapping[str, 
     models: dict[str, dict[str, float]] = {}
     answers: dict[str, list[str]] = {}
     base = load(run.model, dtype=run.training.dtype, template=run.data.template)
-    rows = score.test_rows(conversations, base.renderer, base.loaded.context)
-    if run.evaluation.limit is not None:
-        rows = score.test_rows(conversations[: run.evaluation.limit], base.renderer, base.loaded.context)
+    for name, path in named.items():
+        base.add_adapter(name, path)  # before anything is measured: a wrong adapter should not cost the minutes of the others
+    rows = score.test_rows(conversations[: run.evaluation.limit], base.renderer, base.loaded.context)
     task = (task_of(rows.references) if run.evaluation.task == "auto" else run.evaluation.task) if rows.prompts else "text"
     if rows.prompts and (baseline := majority_baseline(task, train_answers or rows.references, rows.references)):
         models["majority"] = baseline
@@ -105,13 +110,9 @@ def evaluate(folder: RunFolder, data: str | None = None, adapters: Mapping[str, 
         models[name], answers[name] = measured.metrics, measured.answers
 
     measure(base, None, "base")
-    named = dict(adapters or {})
     if run.method == "full":
         measure(load(str(folder.model), dtype=run.training.dtype, template=run.data.template), None, folder.name)
-    else:
-        named = {folder.name: str(folder.adapter), **named}
-    for name, path in named.items():
-        base.add_adapter(name, path)
+    for name in named:
         measure(base, name, name)
     evaluation = {"rows": len(rows.conversations), "task": task, "models": models}
     if data is None and not adapters:
@@ -119,6 +120,18 @@ def evaluate(folder: RunFolder, data: str | None = None, adapters: Mapping[str, 
         write_model_card(folder.path)
         write_report(folder.path)
     return evaluation
+
+
+def _with_own(folder: RunFolder, run: Run, adapters: Mapping[str, str | Path] | None) -> dict[str, str | Path]:
+    """The adapters to put on a run's base by name, its own first; refuses a run that has no result yet."""
+    place = folder.model if run.method == "full" else folder.adapter
+    if not place.is_dir():
+        raise BadInput(f"this run has no {place.name} yet", where=str(place), fix=f"tunesmith resume {folder.path}")
+    named = dict(adapters or {})
+    if folder.name in named:
+        where = f"--adapter {folder.name}={named[folder.name]}"
+        raise BadInput(f'"{folder.name}" is the name of the run itself', where=where, fix="give the adapter another name")
+    return named if run.method == "full" else {folder.name: folder.adapter, **named}
 
 
 def _samples(rows: score.TestRows, answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
@@ -139,7 +152,7 @@ def _samples(rows: score.TestRows, answers: Mapping[str, Sequence[str]]) -> list
 
 @dataclass
 class Model:
-    """A loaded base and the adapters on it."""
+    """A loaded base and the adapters on it. default_adapter answers where a call names none; "base" names the base alone."""
 
     loaded: Loaded
     renderer: Renderer
@@ -152,6 +165,8 @@ class Model:
 
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Put one more adapter on the base; its prompts must be rendered as in its training."""
+        if name in RESERVED:
+            raise BadInput(f'an adapter cannot be called "{name}": the word has another meaning', where=str(path), fix="give it another name")
         folder = Path(path)
         if (folder / "config.yaml").is_file():
             folder = folder / "adapter"
@@ -168,14 +183,16 @@ class Model:
                     raise BadInput(f"this adapter's prompts are {renderer.mode}, those of the others {self.renderer.mode}", where=str(folder), fix="load it alone")
                 self.renderer = renderer
         load_adapter(self.loaded.model, name, folder)
-        self.system[name] = facts.get("system")
+        self.system[name] = _fixed_text(facts.get("system"))
 
     def generate(
         self, prompts: Sequence[str | Sequence[Mapping[str, str]]], *, adapter: str | None = None, max_new_tokens: int = 128, temperature: float = 0.0,
         top_p: float = 1.0, seed: int = 0, batch_size: int = 64, on_progress: Callable[[int], None] | None = None,
     ) -> list[str]:  # fmt: skip
         """Answers to prompts (a text, or a list of {"role", "content"}) by the base or one adapter, chosen per call."""
-        name = adapter if adapter is not None else self.default_adapter
+        if isinstance(prompts, str):
+            raise BadInput("prompts should be a list of prompts, not one text", where="generate", fix="generate([prompt])[0]")
+        name = self.chosen(adapter)
         ids = [self.renderer.prompt_ids(self._messages(prompt, name), f"prompt {n}") for n, prompt in enumerate(prompts, 1)]
         with self._answering(name):
             written = engine.generate(
@@ -186,6 +203,7 @@ class Model:
 
     def stream(self, messages: Sequence[Message], *, adapter: str | None = None, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> Iterator[str]:
         """One answer as pieces of text, as they are written."""
+        adapter = self.chosen(adapter)
         ids = self.renderer.prompt_ids(messages)
         written: list[int] = []
         shown = ""
@@ -199,6 +217,10 @@ class Model:
                     yield text[len(shown) :]
                     shown = text
 
+    def chosen(self, adapter: str | None) -> str | None:
+        """The adapter that a call means: None is the default one, "base" is none."""
+        return None if adapter == "base" else adapter if adapter is not None else self.default_adapter
+
     def _answering(self, name: str | None) -> Any:
         if name is not None and name not in self.adapters:
             raise BadInput(f'there is no adapter "{name}" on this model', fix=nearest(name, self.adapters) if self.adapters else "--adapter NAME=PATH")
@@ -206,6 +228,8 @@ class Model:
 
     def _messages(self, prompt: str | Sequence[Mapping[str, str]], adapter: str | None) -> list[Message]:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if not turns or any(not isinstance(turn.get(key), str) for turn in turns for key in ("role", "content")):
+            raise BadInput("a prompt is a text or a list of messages", where=repr(prompt)[:80], fix='[{"role": "user", "content": "…"}]')
         system = self.system.get(adapter)
         if system is not None and turns[0]["role"] != "system":
             turns = [{"role": "system", "content": system}, *turns]
@@ -218,32 +242,45 @@ def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dt
     path = Path(name)
     default: str | None = None
     named = dict(adapters or {})
+    system: str | None = None
     if (path / "config.yaml").is_file():
         folder = RunFolder.open(path)
         run = folder.run()
+        named = _with_own(folder, run, named)
         template, dtype = run.data.template, run.training.dtype
         if run.method == "full":
-            name = str(folder.model)
-            if not folder.model.is_dir():
-                raise BadInput("this run has no model yet", where=name, fix=f"tunesmith resume {path}")
+            name, system = str(folder.model), run.data.system
         else:
             name, default = run.model, folder.name
-            named = {folder.name: folder.adapter, **named}
     loaded = load_model(name, dtype)
     opened = Model(loaded, Renderer(loaded.tokenizer, template, loaded.eos_ids))
+    opened.system[None] = _fixed_text(system)  # a fully tuned model was taught with it too
     for adapter, place in named.items():
         opened.add_adapter(adapter, place)
     opened.default_adapter = default
     return opened
 
 
+def _fixed_text(system: str | None) -> str | None:
+    """A system message that is the same for every row; one with columns in braces cannot be said without a row."""
+    return None if system is None or any(match[1].isidentifier() for match in PLACEHOLDER.finditer(system)) else system
+
+
 def answer_file(model: Model, data: str, output: Path, run: Run | None, **settings: Any) -> int:
-    """Answer every row of a file; the result has one JSON line for each, in order. Returns the number of rows."""
+    """Answer every row of a file; the result has one JSON line for each, in order. Returns the number of rows.
+
+    output   replaced if it is there, but never the file of prompts itself; its folder is made before the answers are
+    """
     import json
 
     from tunesmith.config import DataConfig
-    from tunesmith.files import write_text
+    from tunesmith.files import explain_disk, write_text
 
+    if output.is_dir() or (output.exists() and Path(data).exists() and output.samefile(data)):
+        kind = "is a folder" if output.is_dir() else "is the file of prompts"
+        raise BadInput(f"the output {kind}", where=str(output), fix="--output preds.jsonl")
+    with explain_disk(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     config = (run.data if run is not None else DataConfig(train=data)).model_copy(update={"train": data})
     read = read_prompts(config, data)
     for line in read.said:
@@ -263,7 +300,9 @@ def _asked(conversation: Conversation) -> tuple[Message, ...]:
 def dry_run(config: Run) -> list[str]:
     """Everything that happens before the first step, without writing: data read and rendered, model loaded, sizes said."""
     distributed.start()
-    ready = loop.prepare(config, "dry-run")
-    return ready.said
+    said = loop.prepare(config, "dry-run").said
+    if (Path(config.output) / "config.yaml").is_file():
+        said = [*said, f"{config.output} already holds a run: choose another output before training"]
+    return said
 
 

@@ -42,12 +42,17 @@ def converse(model: Model, temperature: float, top_p: float, max_new_tokens: int
         history.append(Message("user", line, False))
         try:
             answer = ""
-            for piece in model.stream(history, adapter=adapter, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens):
+            settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+            for piece in model.stream(history, adapter=adapter or "base", **settings):  # type: ignore[arg-type]
                 sys.stdout.write(piece)
                 sys.stdout.flush()
                 answer += piece
             sys.stdout.write("\n")
             history.append(Message("assistant", answer, False))
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            history.pop()  # an answer that was broken off is no part of the conversation, nor is its question
+            say("stopped; /quit ends")
         except TunesmithError as error:
             history.pop()
             say(str(error))

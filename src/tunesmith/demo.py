@@ -47,7 +47,7 @@ def run_demo(output: Path) -> None:
 def _new_folder(output: Path) -> Path:
     """`output`, or output-2, output-3 …: an earlier demo is never overwritten."""
     n, folder = 1, output
-    while folder.exists() and any(folder.iterdir()):
+    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         n += 1
         folder = output.with_name(f"{output.name}-{n}")
     return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from tunesmith.config import DataConfig, load_run, parse_yaml
+from tunesmith.config import apply_overrides, load_run, validate
 from tunesmith.data.formats import read_conversations
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
@@ -18,14 +18,20 @@ from tunesmith.model.load import find_model, load_tokenizer
 STYLES = {"trained": "black on green", "ignored": "dim", "control": "bold magenta", "trained control": "bold white on dark_green"}
 
 
-def show_example(data: str, row: int, model: str, sets: list[str]) -> None:
-    """Print the example of a row (from 1, in file order), painted; plain marks where there are no colours."""
-    if Path(data).suffix in (".yaml", ".yml"):
-        run, _ = load_run(data, sets)
-        config, model = run.data, run.model
+def show_example(data: str, row: int, model: str | None, sets: list[str]) -> None:
+    """Print the example of a row (from 1, in file order), painted; plain marks where there are no colours.
+
+    data    a data file, a config or a run folder
+    model   whose tokenizer; None: the one that the config names, or acorn
+    """
+    place = Path(data)
+    if (place / "config.yaml").is_file():
+        place = place / "config.yaml"
+    if place.suffix in (".yaml", ".yml"):
+        run, _ = load_run(place, sets)
     else:
-        keys = {key.removeprefix("data."): parse_yaml(value, "--set") for key, _, value in (s.partition("=") for s in sets)}
-        config = DataConfig.model_validate({"train": data, **keys})
+        run, _ = validate(apply_overrides({"model": "acorn", "output": "unused", "data": {"train": data}}, sets), "--set")
+    config, model = run.data, model or run.model
     read = read_conversations(config)
     if row > len(read.conversations):
         raise BadInput(f"there are {len(read.conversations):,} examples", where=f"--row {row}", fix=f"--row 1 to {len(read.conversations)}")

@@ -25,9 +25,14 @@ class Bar(Protocol):
     def advance(self, n: int, note: str = "") -> None: ...
 
 
+class _Silent:
+    def advance(self, n: int, note: str = "") -> None: ...
+
+
 class _Plain:
-    def __init__(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit, self.done = title, total, unit, 0
+    def __init__(self, title: str, total: int, unit: str, done: int) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self.at_start = done  # a resumed run's speed is that of its own steps
         self.begun = self.said = time.monotonic()
 
     def advance(self, n: int, note: str = "") -> None:
@@ -35,17 +40,18 @@ class _Plain:
         now = time.monotonic()
         if now - self.said >= PLAIN_EVERY_SECONDS or (self.done >= self.total and self.said > self.begun):
             self.said = now
-            left = (now - self.begun) / self.done * (self.total - self.done)
+            left = (now - self.begun) / (self.done - self.at_start) * (self.total - self.done)
             say(f"{self.title}: {self.unit} {self.done:,} of {self.total:,}{', ' + note if note else ''}, {clock(left)} left")
 
 
 @contextmanager
 def progress(title: str, total: int, unit: str = "row", done: int = 0) -> Iterator[Bar]:
-    """A bar for `total` units of work of which `done` are behind us."""
+    """A bar for `total` units of work of which `done` are behind us; without a title (all processes but the first) it is silent."""
+    if not title:
+        yield _Silent()
+        return
     if not sys.stderr.isatty():
-        plain = _Plain(title, total, unit)
-        plain.done = done
-        yield plain
+        yield _Plain(title, total, unit, done)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

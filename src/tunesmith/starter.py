@@ -1,17 +1,26 @@
 """A first config for a data file: what was recognised, filled in, and every other key with its default and reason as a comment.
 
-    tunesmith init SMSSpamCollection.tsv --no-header
+    tunesmith init SMSSpamCollection.tsv --no-header --no-quoting
+
+The config that comes out is one that `train` accepts. Where neither the names of the columns nor the user say which is the
+prompt and which the answer, the rows themselves do: the answer is the column called like one, or the one with the fewest
+different values; the prompt is the column "text" or the longest of the others. That is a guess, so it is said aloud and stands
+in the file to be changed.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunesmith.config import DataConfig, Run, known_keys, sections
-from tunesmith.data.formats import read_conversations
+from tunesmith.data import formats
+from tunesmith.data.split import prompt_key
 from tunesmith.errors import BadInput
-from tunesmith.files import write_text
+from tunesmith.files import explain_disk, write_text
+
+PROMPTS_FOR_SHARES = 30  # with fewer, shares for validation and test would be empty or say nothing
 
 
 def write_starter(data: str, output: Path, model: str, header: bool, quoting: bool) -> list[str]:
@@ -21,28 +30,98 @@ def write_starter(data: str, output: Path, model: str, header: bool, quoting: bo
     settings: dict[str, Any] = {} if header else {"header": False}
     if not quoting:
         settings["quoting"] = False
-    said: list[str] = []
+    guessed: list[str] = []
     try:
-        read = read_conversations(DataConfig(train=data, on_bad_row="skip", **settings))
-        said += read.said
-        if read.skipped:
-            said.append(f"{len(read.skipped):,} rows cannot be read; the first: {read.skipped[0].source}: {read.skipped[0].problem}")
-        n_rows = len(read.conversations)
+        read = _read(data, settings)
     except BadInput as error:
-        if not any(word in error.fix for word in ("data.prompt", "data.columns")):
+        if not any(key in error.fix for key in ("data.prompt", "data.columns")):
             raise
-        said.append(f"{error.what}: fill in the lines marked TODO")
-        settings |= {"prompt": "TODO: {column}", "completion": "{other_column}"}
-        if not header:
-            settings["columns"] = ["TODO", "names"]
-        n_rows = 0
-    name = Path(data).name.split(".")[0]
+        settings, guessed = _guess(data, settings, error)
+        read = _read(data, settings)
+    said = [*read.said, *guessed]
+    if read.skipped:
+        said.append("init leaves such rows out; train stops at the first one unless the config says data.on_bad_row: skip")
+    n_prompts = len({prompt_key(conversation) for conversation in read.conversations})
+    shares = {"validation": 0.1, "test": 0.2} if n_prompts >= PROMPTS_FOR_SHARES else {}
+    if not shares:
+        said.append(
+            f"{n_prompts:,} different prompts are too few to hold some out: to measure, give files as data.validation and data.test"
+        )
     filled: dict[str, Any] = {
-        "model": model, "method": "lora", "output": f"runs/{name}",
-        "data": {"train": data, **settings, **({"validation": 0.1, "test": 0.2} if n_rows >= 30 or n_rows == 0 else {})},
+        "model": model, "method": "lora", "output": f"runs/{Path(data).name.split('.')[0] or 'run'}",
+        "data": {"train": data, **settings, **shares}, "training": _training(model),
     }  # fmt: skip
+    with explain_disk(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, commented(filled))
     return [*said, f"{output} written; next: tunesmith train {output} --dry-run"]
+
+
+def _read(data: str, settings: dict[str, Any]) -> formats.Read:
+    return formats.read_conversations(DataConfig(train=data, on_bad_row="skip", **settings))
+
+
+def _training(model: str) -> dict[str, Any]:
+    """A context shorter than the default length of an example; told from a local model's config, without opening the model."""
+    try:
+        context = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    default = known_keys()["training.max_length"].default
+    return {"max_length": context} if isinstance(context, int) and 8 <= context < default else {}
+
+
+# --- which column is what -------------------------------------------------------------------------------------------------
+
+
+def _guess(data: str, settings: dict[str, Any], error: BadInput) -> tuple[dict[str, Any], list[str]]:
+    """Settings that say which columns are prompt and answer, and the guess in words; `error` is raised where there is nothing to guess."""
+    rows = _first_rows(data, settings)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    usable = [name for name in names if any(row.get(name) not in (None, "") for row in rows) and not set(name) & set("{}\n")]
+    if len(usable) < 2:
+        raise error
+    texts = {name: [_as_text(row[name]) for row in rows if row.get(name) not in (None, "")] for name in usable}
+    called = [name for name in usable if name.lower() in formats.ANSWER_COLUMNS]
+    answer = called[0] if called else min(usable, key=lambda name: (len(set(texts[name])), len("".join(texts[name]))))
+    is_text = {name: all(isinstance(row.get(name), str | None) for row in rows) for name in usable}  # slots in JSON are no question
+    mean_length = {name: len("".join(texts[name])) / len(texts[name]) for name in usable}
+    prompt = max((name for name in usable if name != answer), key=lambda name: (name == "text", is_text[name], mean_length[name]))
+    if names[0] == "column_1" and not settings.get("header", True):
+        better = {answer: "label" if len(set(texts[answer])) < len(texts[answer]) else "answer", prompt: "text"}
+        settings = {**settings, "columns": [better.get(name, name) for name in names]}
+        answer, prompt = better[answer], better[prompt]
+    said = [f"guessed: {_short(prompt)} is the prompt and {_short(answer)} the answer; if not, change data.prompt and data.completion"]
+    repeated = next((name for name in names if settings.get("header", True) and any(row.get(name) == name for row in rows)), None)
+    if repeated is not None:
+        said.append(
+            f'the first line looks like data ("{_short(repeated)}" is also a value of its column); if so, init again with --no-header'
+        )
+    return {**settings, "prompt": f"{{{prompt}}}", "completion": f"{{{answer}}}"}, said
+
+
+def _as_text(value: Any) -> str:
+    """As a template inserts it: a text as it is, any other value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else name[:39] + "…"
+
+
+def _first_rows(data: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first good rows as they stand in the file; columns of a file without a header are called column_1, column_2 …"""
+    config = DataConfig(train=data, **settings)
+    file = formats._recognise(Path(data), config)
+    if not config.header and file.kind in ("csv", "tsv"):
+        records = formats._quoted_records(file, []) if config.quoting else formats._plain_records(file)
+        n_columns = len(next((cells for _, cells, problem in records if not problem), []))
+        config = config.model_copy(update={"columns": [f"column_{number}" for number in range(1, n_columns + 1)]})
+    rows = formats._peek(formats._rows(file, config, [], one_per_line=False), stop_at_bad=False)
+    return [row.values for row in rows if not row.problem]
+
+
+# --- the file -------------------------------------------------------------------------------------------------------------
 
 
 def commented(filled: dict[str, Any]) -> str:
@@ -62,5 +141,8 @@ def commented(filled: dict[str, Any]) -> str:
 def _line(path: str, field: Any, filled: dict[str, Any], key: str, indent: str) -> str:
     given = key in filled
     value = filled[key] if given else field.default
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000).strip().removesuffix("...").strip()
+    # one line whatever the value: a list of names in [ ], a text with a line break as "…\n…"
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 20).strip().removesuffix("...").strip()
+    if "\n" in text:
+        text = json.dumps(value, ensure_ascii=False)
     return f"{indent}{'' if given else '# '}{key}: {text}".ljust(44) + f"  # {field.description}"

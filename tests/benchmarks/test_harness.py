@@ -64,7 +64,14 @@ def test_the_ratio_is_the_median_over_pairs_and_forgets_a_disturbed_one():
 
 @pytest.mark.parametrize(
     ("found", "expected", "difference"),
-    [(1.01, 1.0, 0.01), (-1.0, 1.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0.0, float("inf")), (float("nan"), 1.0, float("inf")), (1.0, float("nan"), float("inf"))],
+    [
+        (1.01, 1.0, 0.01),
+        (-1.0, 1.0, 2.0),
+        (0.0, 0.0, 0.0),
+        (1.0, 0.0, float("inf")),
+        (float("nan"), 1.0, float("inf")),
+        (1.0, float("nan"), float("inf")),
+    ],
 )
 def test_a_relative_difference_is_never_small_by_accident(found, expected, difference):
     assert harness.relative_difference(found, expected) == pytest.approx(difference)

@@ -77,3 +77,14 @@ def test_a_limit_takes_that_many_training_rows_and_leaves_the_held_out_ones(tmp_
     assert sum(c.answer == "spam" for c in less.train) == 10
     assert (less.validation, less.test) == (whole.validation, whole.test)
     assert {c.source for c in less.train} < {c.source for c in whole.train}
+
+
+def test_a_row_of_many_megabytes_is_treated_before_it_is_tokenised(tmp_path: Path):
+    train = rows_file(tmp_path / "a.jsonl", ["free", "call " * 1_000_000])
+    renderer, training = Renderer(byte_level_tokenizer()), TrainingConfig(max_length=64)
+    with pytest.raises(BadInput, match="far longer than") as caught:
+        load_rows(config(train), training, renderer)
+    assert caught.value.where.startswith("a.jsonl:2: more than ")
+    assert load_rows(config(train, on_too_long="drop"), training, renderer).counts["too_long_dropped"] == 1
+    with pytest.raises(BadInput, match="the prompt is"):  # truncated, nothing of its answer would be left
+        load_rows(config(train, on_too_long="truncate"), training, renderer)

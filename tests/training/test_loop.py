@@ -199,3 +199,15 @@ def test_full_fine_tuning_changes_the_named_part_and_nothing_else(tiny_model: Pa
 def test_tensorboard_gets_the_curve(tiny_model: Path, tmp_path: Path):
     folder = train(make_run(tiny_model, tmp_path, method="lora", training={"steps": 2, "tensorboard": True}))
     assert list((folder.path / "tensorboard").glob("events*"))
+
+
+def test_an_adapted_layer_without_a_gradient_stops_the_run(tiny_model: Path, tmp_path: Path):
+    """Nothing that gate_proj computes gets past a down_proj of zeros, so its adapter would stay untrained in silence (FAILURES 23)."""
+    from safetensors.torch import save_file
+
+    shutil.copytree(tiny_model, tmp_path / "dead")
+    tensors = load_file(tmp_path / "dead" / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"].zero_()
+    save_file(tensors, tmp_path / "dead" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"2 adapted layers get no gradient.*model\.layers\.1\.mlp\.gate_proj"):
+        train(make_run(tmp_path / "dead", tmp_path, method="lora"))

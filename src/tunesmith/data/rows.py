@@ -105,6 +105,27 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _without_giants(
+    conversations: Sequence[Conversation], renderer: Renderer, max_length: int, on_too_long: str
+) -> tuple[list[Conversation], list[str]]:
+    """Rows that cannot fit whatever their tokens are, treated before they are tokenised; the second value is what was dropped."""
+    kept, dropped = [], []
+    for conversation in conversations:
+        least = renderer.least_tokens(conversation)
+        if least <= max_length:
+            kept.append(conversation)
+        elif on_too_long == "drop":
+            dropped.append(conversation.source)
+        elif on_too_long == "truncate":
+            kept.append(renderer.shortened(conversation, max_length))
+        else:
+            raise BadInput(
+                f"an example is far longer than training.max_length = {max_length}", where=f"{conversation.source}: more than {least:,} tokens",
+                fix='look at the row; data.on_too_long: "drop" or "truncate" lets the others train',
+            )  # fmt: skip
+    return kept, dropped
+
+
 def load_rows(config: DataConfig, training: TrainingConfig, renderer: Renderer) -> Rows:
     """Conversations rendered to ids, with the policy for long ones applied to what is trained and validated on."""
     parts = load_parts(config)
@@ -112,10 +133,11 @@ def load_rows(config: DataConfig, training: TrainingConfig, renderer: Renderer) 
     said.append(renderer.describe())
 
     def examples(name: str, conversations: Sequence[Conversation]) -> list[Example]:
-        with progress(f"rendering {name}", len(conversations)) as bar:
-            rendered = render_all(conversations, renderer, lambda n: bar.advance(256))
+        possible, far_too_long = _without_giants(conversations, renderer, training.max_length, config.on_too_long)
+        with progress(f"rendering {name}", len(possible)) as bar:
+            rendered = render_all(possible, renderer, lambda n: bar.advance(256))
         fitted: Fitted = fit(rendered, training.max_length, config.on_too_long)
-        for kind, sources in (("dropped", fitted.dropped), ("truncated", fitted.truncated)):
+        for kind, sources in (("dropped", [*far_too_long, *fitted.dropped]), ("truncated", fitted.truncated)):
             if sources:
                 counts[f"too_long_{kind}"] = counts.get(f"too_long_{kind}", 0) + len(sources)
                 said.append(f"{len(sources):,} {name} examples longer than {training.max_length} tokens {kind}; the first: {sources[0]}")

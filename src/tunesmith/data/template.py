@@ -12,7 +12,8 @@ stop token; text inside a message never becomes a control token, so nobody can w
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,20 @@ class Renderer:
             str(sorted(self.stop_ids)),
         ]
         return sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def least_tokens(self, conversation: Conversation) -> int:
+        """A lower bound on the length, without tokenising: a row of 20 MB is refused before it costs gigabytes of offsets."""
+        return sum(len(message.content) for message in conversation.messages) // self._longest_token
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token; a token's own spelling is never shorter than the text it stands for."""
+        return max(len(token) for token in self.tokenizer.get_vocab())
+
+    def shortened(self, conversation: Conversation, n_tokens: int) -> Conversation:
+        """The conversation with every message cut far behind the first `n_tokens` tokens, for rows that are truncated anyway."""
+        most = (n_tokens + 1) * self._longest_token
+        return replace(conversation, messages=tuple(replace(m, content=m.content[:most]) for m in conversation.messages))
 
     def prompt_ids(self, messages: Sequence[Message], source: str = "the prompt") -> list[int]:
         """What the model is given before it answers: for the same messages, a prefix of what `render` returns."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.errors import BadInput, nearest
+from tunesmith.errors import BadInput, MachineFailed, nearest
 from tunesmith.hardware import pick_device, pick_dtype
 
 ACORN = Path(__file__).parent / "acorn"
@@ -49,6 +49,8 @@ def find_model(name: str) -> Path:
     if path.is_dir():
         _check_folder(path)
         return path
+    if path.is_file():
+        raise BadInput("a model is a folder, and this is a file", where=str(path), fix=str(path.parent))
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or path.parent.is_dir()
     if looks_local:
         folder = path.parent if path.parent.is_dir() else Path()
@@ -78,10 +80,16 @@ def _check_folder(path: Path) -> None:
             if (path / inner).is_dir() and (path / "config.yaml").is_file():
                 raise BadInput("this folder is a run, not a model", where=str(path), fix=f"use {path / inner}")
         raise BadInput("this folder holds no model: config.json is missing", where=str(path), fix="give a folder saved by transformers")
-    if not any(path.glob("*.safetensors")):
+    if (path / "adapter_config.json").is_file():  # transformers would load the base that the adapter names instead of this model
+        raise BadInput("this folder holds a model and an adapter", where=str(path), fix="move the adapter's files to a folder of their own")
+    if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         pickled = sorted(p.name for p in path.glob("*.bin"))
-        more = f"; {pickled[0]} is a pickle and is never read" if pickled else ""
-        raise BadInput(f"this folder holds no safetensors weights{more}", where=str(path), fix="save the model with save_pretrained of a current transformers")
+        named = sorted(p.name for p in path.glob("*.safetensors"))
+        more = f"; {pickled[0]} is a pickle and is never read" if pickled else f"; {named[0]} is not a name that transformers reads" if named else ""
+        raise BadInput(
+            f"this folder holds no safetensors weights (model.safetensors, or model.safetensors.index.json and its parts){more}",
+            where=str(path), fix="save the model with save_pretrained of a current transformers",
+        )  # fmt: skip
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -91,8 +99,9 @@ def _check_folder(path: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Of a library's message, which may be long, or empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of a library's message that says something; the message may be long, or empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -109,29 +118,79 @@ def load_tokenizer(path: Path) -> Any:
 
 def load_model(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
     """Weights in `dtype` on `device`, evaluation mode, gradients off until the method turns them on."""
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     path = find_model(name)
     place = pick_device(device)
-    transformers.utils.logging.disable_progress_bar()
+    config = _read_config(path)
+    model = _read_weights(path, config, pick_dtype(dtype, place))
+    try:
+        model.to(place)
+    except torch.OutOfMemoryError:
+        raise MachineFailed(f"the weights do not fit into the memory of {place}", where=str(path), fix="a smaller model, or --device cpu") from None
+    except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
+        raise BadInput(f"the model cannot be put on {place}: {first_line(error)}", where="--device", fix="auto, or cpu") from None
+    model.eval()
+    model.requires_grad_(False)
+    _look_at_answers(model, path)
+    return Loaded(model, load_tokenizer(path), name, path)
+
+
+def _read_config(path: Path) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    where = str(path / "config.json")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        raise BadInput(f"the model's configuration is not understood: {first_line(error)}", where=str(path / "config.json"), fix="see the message; remote code is never run") from None
+        raise BadInput(f"the model's configuration is not understood: {first_line(error)}", where=where, fix="see the message; remote code is never run") from None
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise BadInput(f"a model of type {config.model_type} does not predict the next word", where=where, fix="give a decoder: Llama, Qwen, Gemma, GPT-2 …")
+    if getattr(config, "quantization_config", None) is not None:
+        raise BadInput("these weights are quantised already, and this version trains dense ones", where=where, fix="give the model that they were made from")
+    return config
+
+
+def _read_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
+    """Every weight of the model from its file, and every tensor of the file used by a module that could use it."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     # Soft-capped attention exists in transformers' eager path only; SDPA would leave the cap out without a word.
     eager = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    again = "copy or download the model again"
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=pick_dtype(dtype, place), use_safetensors=True, trust_remote_code=False,
-            attn_implementation="eager" if eager else None, output_loading_info=True,
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+            attn_implementation="eager" if eager else None, output_loading_info=True, ignore_mismatched_sizes=True,  # so that ours names them
         )  # fmt: skip
     except Exception as error:
-        raise BadInput(f"the weights cannot be loaded: {first_line(error)}", where=str(path), fix="copy or download the model again") from None
-    problems = [f"{kind.replace('_', ' ')}: {', '.join(str(key) for key in list(report[kind])[:3])}" for kind in ("missing_keys", "mismatched_keys") if report.get(kind)]
+        raise BadInput(f"the weights cannot be loaded: {first_line(error)}", where=str(path), fix=again) from None
+    # A bias that the file has and the model has not would be left out without a word; whole modules more (a vision tower) change nothing here.
+    holders = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
+    unused = [key for key in report.get("unexpected_keys", ()) if key.rpartition(".")[0] in holders]
+    found = {
+        "missing": sorted(report.get("missing_keys", ())),
+        "of another shape": sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())),
+        "without a place": sorted(unused),
+    }
+    problems = [f"{kind}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}" for kind, keys in found.items() if keys]
     if problems:
-        raise BadInput("weights do not fit the configuration: " + "; ".join(problems), where=str(path), fix="copy or download the model again")
-    model.to(place)
-    model.eval()
-    model.requires_grad_(False)
-    return Loaded(model, load_tokenizer(path), name, path)
+        raise BadInput("the weights do not fit the configuration: " + "; ".join(problems), where=str(path), fix=again)
+    return model
+
+
+@torch.no_grad()
+def _look_at_answers(model: Any, path: Path) -> None:
+    """A few ids through the model: numbers must come out, and none may depend on an id to its right.
+
+    An encoder such as BERT loads as a "causal" model without a complaint, sees the word that it should predict, and learns to copy it.
+    """
+    ids_BT = torch.arange(3, 11, device=model.device)[None] % model.config.get_text_config().vocab_size
+    other_BT = ids_BT.clone()
+    other_BT[0, -1] = ids_BT[0, 0]
+    before, after = (model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (ids_BT, other_BT))
+    if not bool(torch.isfinite(before).all()):
+        raise BadInput("the model answers with NaN or inf", where=str(path), fix="its weights are broken: copy or download the model again")
+    noise = 1e-4 if model.dtype == torch.float32 else 3e-2  # a mixture of experts may round a token otherwise beside other tokens
+    if float((before - after).abs().max()) > noise * float(before.abs().max()):
+        raise BadInput("this model sees the words to come: it is an encoder, not a decoder", where=str(path), fix="give a decoder: Llama, Qwen, Gemma, GPT-2 …")
