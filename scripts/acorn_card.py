@@ -10,11 +10,18 @@ import json
 from pathlib import Path
 
 import torch
+
 from pretrain_acorn import HELD_OUT, bits_per_byte
 from tunesmith.inference.engine import generate
 from tunesmith.model.load import ACORN, load_model
 
-PROMPTS = ["The old sailor looked at the", "Once upon a time there was a", "Name: Ada Tornquist\nTown: Bellmoor\n", '{"item": "lamp", "price":', "Monday, Tuesday,"]
+PROMPTS = [
+    "The old sailor looked at the",
+    "Once upon a time there was a",
+    "Name: Ada Tornquist\nTown: Bellmoor\n",
+    '{"item": "lamp", "price":',
+    "Monday, Tuesday,",
+]
 
 
 def main() -> None:
@@ -26,7 +33,9 @@ def main() -> None:
     loaded = load_model("acorn", "float32")
     model, tokenizer = loaded.model, loaded.tokenizer
     with torch.no_grad():
-        facts["bits_per_byte"] = {p.stem: round(bits_per_byte(model, tokenizer, p.read_text(encoding="utf-8")[: args.characters]), 3) for p in args.held_out}
+        facts["bits_per_byte"] = {
+            p.stem: round(bits_per_byte(model, tokenizer, p.read_text(encoding="utf-8")[: args.characters]), 3) for p in args.held_out
+        }
     bos = tokenizer.bos_token_id
     ids = [[bos, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in PROMPTS]
     written = generate(model, ids, max_new_tokens=40, stop_ids=frozenset({tokenizer.eos_token_id}), temperature=0.7, top_p=0.9, seed=0)

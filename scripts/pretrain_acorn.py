@@ -177,8 +177,12 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("pretrain.jsonl"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", type=Path, default=None, help="a folder this script saved: go on from its weights, tokenizer and tokens_seen")
-    parser.add_argument("--progress", type=float, default=0.0, help="with --resume: the share of the schedule that is behind; --minutes is what is left")
+    parser.add_argument(
+        "--resume", type=Path, default=None, help="a folder this script saved: go on from its weights, tokenizer and tokens_seen"
+    )
+    parser.add_argument(
+        "--progress", type=float, default=0.0, help="with --resume: the share of the schedule that is behind; --minutes is what is left"
+    )
     parser.add_argument("--tokens-before", type=int, default=0, help="with --resume: tokens seen so far")
     args = parser.parse_args()
 
@@ -190,7 +194,10 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer([*books.values(), *documents(seed=7, n_characters=6_000_000)])
     stream = book_stream(tokenizer, books)
-    print(f"{len(books)} books, {len(stream):,} tokens, {sum(len(t.encode()) for t in books.values()) / len(stream):.2f} bytes a token", flush=True)
+    print(
+        f"{len(books)} books, {len(stream):,} tokens, {sum(len(t.encode()) for t in books.values()) / len(stream):.2f} bytes a token",
+        flush=True,
+    )
 
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=8, num_attention_heads=4,
@@ -241,7 +248,15 @@ def main() -> None:
             seconds = time.monotonic() - begun
             progress = args.progress + (1 - args.progress) * seconds / (60 * args.minutes)
             if step % 20 == 0:
-                line = {"step": step, "tokens": tokens, "loss": round(total, 4), "scale": round(scale, 3), "tokens_per_second": round((tokens - args.tokens_before) / seconds), "minutes": round(seconds / 60, 2), "passes": windows.passes}
+                line = {
+                    "step": step,
+                    "tokens": tokens,
+                    "loss": round(total, 4),
+                    "scale": round(scale, 3),
+                    "tokens_per_second": round((tokens - args.tokens_before) / seconds),
+                    "minutes": round(seconds / 60, 2),
+                    "passes": windows.passes,
+                }
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 print(line, flush=True)
@@ -249,7 +264,15 @@ def main() -> None:
                 save(model, tokenizer, args.output)
                 last_saved = time.monotonic()
     save(model, tokenizer, args.output)
-    facts = {"tokens_seen": tokens, "steps": step, "minutes": round((time.monotonic() - begun) / 60, 1), "parameters": n_parameters, "books": len(books), "passes": windows.passes, "bits_per_byte": {}}
+    facts = {
+        "tokens_seen": tokens,
+        "steps": step,
+        "minutes": round((time.monotonic() - begun) / 60, 1),
+        "parameters": n_parameters,
+        "books": len(books),
+        "passes": windows.passes,
+        "bits_per_byte": {},
+    }
     model.eval()
     for path in args.held_out_text:
         facts["bits_per_byte"][path.stem] = round(bits_per_byte(model, tokenizer, path.read_text(encoding="utf-8")[:300_000]), 4)

@@ -1,6 +1,6 @@
 """Write what must not differ from its source: docs/configuration.md from the config, the README's table from benchmarks/results.
 
-    python scripts/write_docs.py
+python scripts/write_docs.py
 """
 
 import json
@@ -25,11 +25,26 @@ def configuration() -> str:
         "|---|---|---|",
     ]
     for path, field in known_keys().items():
-        default = "required" if field.is_required() else f"`{str(field.default).lower() if isinstance(field.default, bool) or field.default is None else field.default}`"
+        default = (
+            "required"
+            if field.is_required()
+            else f"`{str(field.default).lower() if isinstance(field.default, bool) or field.default is None else field.default}`"
+        )
         lines.append(f"| `{path}` | {default} | {field.description} |".replace("\n", "\\n"))
-    lines += ["", "## Keys of other tools", "", "They are converted, and every conversion is printed.", "", "| theirs | ours |", "|---|---|"]
+    lines += [
+        "",
+        "## Keys of other tools",
+        "",
+        "They are converted, and every conversion is printed.",
+        "",
+        "| theirs | ours |",
+        "|---|---|",
+    ]
     lines += [f"| `{theirs}` | `{ours}` |" for theirs, ours in sorted(PEER_KEYS.items())]
-    lines += ["| `per_device_train_batch_size` (or `micro_batch_size`) × `gradient_accumulation_steps` | `training.batch_size`, and the first as `training.micro_batch_size` |", ""]
+    lines += [
+        "| `per_device_train_batch_size` (or `micro_batch_size`) × `gradient_accumulation_steps` | `training.batch_size`, and the first as `training.micro_batch_size` |",
+        "",
+    ]
     for name, section in sections().items():
         assert name in Run.model_fields
         assert section.__doc__
@@ -44,7 +59,10 @@ def results(name: str) -> dict[str, Any]:
 def measured() -> str:
     """The README's tables: real jobs with base and majority beside them, then speed beside peers."""
     jobs, speed = results("jobs.json"), results("speed.json")
-    lines = ["| job on acorn | training rows | test rows | metric | majority | base | tuned | training |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| job on acorn | training rows | test rows | metric | majority | base | tuned | training |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in jobs["rows"]:
         tuned = next(name for name in row["models"] if name not in ("majority", "base"))
         metrics = ["f1_spam", "accuracy"] if row["job"].startswith("sms") else ["valid_json", "accuracy_intent", "exact_match", "f1_slots"]
@@ -58,10 +76,15 @@ def measured() -> str:
     for row in speed["rows"]:
         memory = f"{row['ours_peak_bytes'] / 2**30:.1f} against {row['theirs_peak_bytes'] / 2**30:.1f} GiB"
         ratio = f"**{row['ratio']:.2f}×** ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-        lines.append(f"| {row['workload']} | {row['opponent']} | {row['ours_seconds']:.2f} s | {row['theirs_seconds']:.2f} s | {ratio} | {memory} |")
+        lines.append(
+            f"| {row['workload']} | {row['opponent']} | {row['ours_seconds']:.2f} s | {row['theirs_seconds']:.2f} s | {ratio} | {memory} |"
+        )
     machine = jobs.get("machine") or speed.get("machine") or {}
     if machine:
-        lines += ["", f"{machine.get('cpu', '')}, {machine.get('cores', '?')} cores, {machine.get('computes_in', '')}; trust ratios, not seconds: the cores are shared."]
+        lines += [
+            "",
+            f"{machine.get('cpu', '')}, {machine.get('cores', '?')} cores, {machine.get('computes_in', '')}; trust ratios, not seconds: the cores are shared.",
+        ]
     return "\n".join(lines)
 
 

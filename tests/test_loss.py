@@ -22,7 +22,7 @@ def tiny():
     model = transformers.LlamaForCausalLM(config).eval()
     for parameter in model.parameters():
         if parameter.ndim == 2:
-            parameter.data.normal_(std=0.3)
+            parameter.data.normal_(std=0.15)
     return model
 
 
@@ -58,7 +58,8 @@ def test_the_loss_is_the_sum_of_minus_log_probability_over_the_trained_tokens():
 
 def test_the_same_row_twice_has_twice_the_sum_and_twice_the_count():
     scored = Scored(tiny())
-    once, twice = scored(collate([example("askANSWER")])), scored(collate([example("askANSWER")] * 2))
+    with torch.no_grad():
+        once, twice = scored(collate([example("askANSWER")])), scored(collate([example("askANSWER")] * 2))
     assert twice.count == 2 * once.count == 12
     assert float(twice.sum) == pytest.approx(2 * float(once.sum), rel=1e-6)
 
@@ -70,8 +71,8 @@ def test_padding_is_invisible_whatever_its_length_and_its_token():
     model = tiny()
     scored = Scored(model)
     batch = collate(rows)
-    expected = sum(float(scored(collate([row])).sum) for row in rows)
-    assert float(scored(batch).sum) == pytest.approx(expected, rel=1e-6)
+    expected = sum(float(scored(collate([row])).sum.detach()) for row in rows)
+    assert float(scored(batch).sum.detach()) == pytest.approx(expected, rel=1e-6)
     for pad, more in ((0, 0), (7, 0), (63, 5)):
         ids_BT = torch.nn.functional.pad(batch.ids_BT, (0, more))
         labels_BT = torch.nn.functional.pad(batch.labels_BT, (0, more), value=IGNORED)
@@ -83,7 +84,9 @@ def test_padding_is_invisible_whatever_its_length_and_its_token():
 
 
 # Six rows of one optimizer step: long and short, with many trained tokens and few.
-STEP = [example(text, f"rows:{n}") for n, text in enumerate(["aB", "askmeANYTHING", "whoareyouI", "xYZ", "onewordsecondwordTHIRDWORD", "qA"], 1)]
+STEP = [
+    example(text, f"rows:{n}") for n, text in enumerate(["aB", "askmeANYTHING", "whoareyouI", "xYZ", "onewordsecondwordTHIRDWORD", "qA"], 1)
+]
 CUTS = {
     "one by one": [[0], [1], [2], [3], [4], [5]],
     "two and four": [[0, 5], [1, 2, 3, 4]],
@@ -99,7 +102,7 @@ def step_gradients(groups, lora=False):
         attach(model, "spam", LoraConfig(rank=4), seed=0)
         for name, parameter in adapter_parameters(model, "spam").items():
             if "lora_B" in name:
-                parameter.data.normal_(std=0.2, generator=torch.Generator().manual_seed(len(name)))
+                parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     scored = Scored(model)
     n_trained = sum(int(row.trained[1:].sum()) for group in groups for row in group)
     with using(model, "spam" if lora else None):
@@ -183,7 +186,6 @@ def test_float32_masters_computed_in_bfloat16_get_float32_gradients_near_the_exa
 def test_only_trained_positions_reach_the_head():
     model = tiny()
     seen = []
-    model.lm_head.weight.register_hook(lambda _: None)
     scored = Scored(model)
     handle = model.lm_head.register_forward_hook(lambda *_: seen.append("all positions"))
     scored(collate(STEP)).sum.backward()

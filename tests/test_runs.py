@@ -10,7 +10,9 @@ from tunesmith.runs import RunFolder, list_runs
 
 
 def create(path: Path) -> RunFolder:
-    return RunFolder.create(validate({"model": "acorn", "output": str(path), "data": {"train": "x"}}, "test")[0], command="tunesmith train x.yaml")
+    return RunFolder.create(
+        validate({"model": "acorn", "output": str(path), "data": {"train": "x"}}, "test")[0], command="tunesmith train x.yaml"
+    )
 
 
 def test_a_new_folder_holds_its_config_and_status_and_is_listed(tmp_path: Path):

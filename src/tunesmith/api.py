@@ -1,10 +1,10 @@
 """What the commands and the library both call.
 
-    import tunesmith
-    run = tunesmith.train("sms.yaml")                      # training, then evaluation, then report
-    run.evaluation()["models"]["sms"]["f1_spam"]
-    model = tunesmith.load("acorn", adapters={"spam": "runs/sms/adapter"})
-    model.generate(["Is this message spam or ham?\\n\\nFree entry!"], adapter="spam")
+import tunesmith
+run = tunesmith.train("sms.yaml")                      # training, then evaluation, then report
+run.evaluation()["models"]["sms"]["f1_spam"]
+model = tunesmith.load("acorn", adapters={"spam": "runs/sms/adapter"})
+model.generate(["Is this message spam or ham?\\n\\nFree entry!"], adapter="spam")
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,6 @@ from tunesmith.data.template import Renderer  # noqa: E402
 from tunesmith.errors import BadInput, nearest  # noqa: E402
 from tunesmith.evaluation import score  # noqa: E402
 from tunesmith.evaluation.metrics import majority_baseline, task_of  # noqa: E402
-
 from tunesmith.inference import engine  # noqa: E402
 from tunesmith.model.adapters import adapter_names, load_adapter, read_adapter, using  # noqa: E402
 from tunesmith.model.load import Loaded, load_model  # noqa: E402
@@ -86,7 +85,9 @@ def evaluate(folder: RunFolder | str | Path, data: str | None = None, adapters: 
     named = _with_own(folder, run, adapters)
     if data is None:
         if run.data.test is None:
-            raise BadInput("this run has no test rows", where=str(folder.path / "config.yaml"), fix="--data FILE, or data.test in the next run")
+            raise BadInput(
+                "this run has no test rows", where=str(folder.path / "config.yaml"), fix="--data FILE, or data.test in the next run"
+            )
         parts = load_parts(run.data)
         conversations, train_answers = parts.test, [c.answer for c in parts.train if c.answer is not None]
     else:
@@ -111,7 +112,7 @@ def evaluate(folder: RunFolder | str | Path, data: str | None = None, adapters: 
 
     measure(base, None, "base")
     if run.method == "full":
-        measure(load(str(folder.model), dtype=run.training.dtype, template=run.data.template), None, folder.name)
+        measure(load(str(folder.model), dtype=run.training.dtype, template=run.data.template), None, own_name(folder))
     for name in named:
         measure(base, name, name)
     evaluation = {"rows": len(rows.conversations), "task": task, "models": models}
@@ -122,16 +123,21 @@ def evaluate(folder: RunFolder | str | Path, data: str | None = None, adapters: 
     return evaluation
 
 
+def own_name(folder: RunFolder) -> str:
+    """What a run's result is called beside the base and other adapters; runs/base must not pass for the base."""
+    return f"{folder.name}-run" if folder.name in RESERVED else folder.name
+
+
 def _with_own(folder: RunFolder, run: Run, adapters: Mapping[str, str | Path] | None) -> dict[str, str | Path]:
     """The adapters to put on a run's base by name, its own first; refuses a run that has no result yet."""
     place = folder.model if run.method == "full" else folder.adapter
     if not place.is_dir():
         raise BadInput(f"this run has no {place.name} yet", where=str(place), fix=f"tunesmith resume {folder.path}")
-    named = dict(adapters or {})
-    if folder.name in named:
-        where = f"--adapter {folder.name}={named[folder.name]}"
-        raise BadInput(f'"{folder.name}" is the name of the run itself', where=where, fix="give the adapter another name")
-    return named if run.method == "full" else {folder.name: folder.adapter, **named}
+    named, own = dict(adapters or {}), own_name(folder)
+    if own in named:
+        where = f"--adapter {own}={named[own]}"
+        raise BadInput(f'"{own}" is the name of the run itself', where=where, fix="give the adapter another name")
+    return named if run.method == "full" else {own: folder.adapter, **named}
 
 
 def _samples(rows: score.TestRows, answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
@@ -166,7 +172,9 @@ class Model:
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Put one more adapter on the base; its prompts must be rendered as in its training."""
         if name in RESERVED:
-            raise BadInput(f'an adapter cannot be called "{name}": the word has another meaning', where=str(path), fix="give it another name")
+            raise BadInput(
+                f'an adapter cannot be called "{name}": the word has another meaning', where=str(path), fix="give it another name"
+            )
         folder = Path(path)
         if (folder / "config.yaml").is_file():
             folder = folder / "adapter"
@@ -180,7 +188,11 @@ class Model:
                 )  # fmt: skip
             if renderer.mode != self.renderer.mode:
                 if self.adapters:
-                    raise BadInput(f"this adapter's prompts are {renderer.mode}, those of the others {self.renderer.mode}", where=str(folder), fix="load it alone")
+                    raise BadInput(
+                        f"this adapter's prompts are {renderer.mode}, those of the others {self.renderer.mode}",
+                        where=str(folder),
+                        fix="load it alone",
+                    )
                 self.renderer = renderer
         load_adapter(self.loaded.model, name, folder)
         self.system[name] = _fixed_text(facts.get("system"))
@@ -201,7 +213,16 @@ class Model:
             )  # fmt: skip
         return [score.decode(self.renderer, answer.ids) for answer in written]
 
-    def stream(self, messages: Sequence[Message], *, adapter: str | None = None, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> Iterator[str]:
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        adapter: str | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
         """One answer as pieces of text, as they are written."""
         adapter = self.chosen(adapter)
         ids = self.renderer.prompt_ids(messages)
@@ -209,7 +230,13 @@ class Model:
         shown = ""
         with self._answering(adapter):
             for token in engine.stream(
-                self.loaded.model, ids, max_new_tokens=max_new_tokens, stop_ids=self.renderer.stop_ids, temperature=temperature, top_p=top_p, seed=seed
+                self.loaded.model,
+                ids,
+                max_new_tokens=max_new_tokens,
+                stop_ids=self.renderer.stop_ids,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
             ):
                 written.append(token)
                 text = score.decode(self.renderer, written)
@@ -223,7 +250,9 @@ class Model:
 
     def _answering(self, name: str | None) -> Any:
         if name is not None and name not in self.adapters:
-            raise BadInput(f'there is no adapter "{name}" on this model', fix=nearest(name, self.adapters) if self.adapters else "--adapter NAME=PATH")
+            raise BadInput(
+                f'there is no adapter "{name}" on this model', fix=nearest(name, self.adapters) if self.adapters else "--adapter NAME=PATH"
+            )
         return using(self.loaded.model, name)
 
     def _messages(self, prompt: str | Sequence[Mapping[str, str]], adapter: str | None) -> list[Message]:
@@ -251,7 +280,7 @@ def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dt
         if run.method == "full":
             name, system = str(folder.model), run.data.system
         else:
-            name, default = run.model, folder.name
+            name, default = run.model, own_name(folder)
     loaded = load_model(name, dtype)
     opened = Model(loaded, Renderer(loaded.tokenizer, template, loaded.eos_ids))
     opened.system[None] = _fixed_text(system)  # a fully tuned model was taught with it too
@@ -288,7 +317,10 @@ def answer_file(model: Model, data: str, output: Path, run: Run | None, **settin
     prompts = [[{"role": m.role, "content": m.content} for m in _asked(c)] for c in read.conversations]
     with progress("answers", len(prompts)) as bar:
         answers = model.generate(prompts, on_progress=bar.advance, **settings)
-    rows = [{"source": c.source, "answer": a, **({"reference": c.answer} if c.answer is not None else {})} for c, a in zip(read.conversations, answers, strict=True)]
+    rows = [
+        {"source": c.source, "answer": a, **({"reference": c.answer} if c.answer is not None else {})}
+        for c, a in zip(read.conversations, answers, strict=True)
+    ]
     write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
@@ -304,5 +336,3 @@ def dry_run(config: Run) -> list[str]:
     if (Path(config.output) / "config.yaml").is_file():
         said = [*said, f"{config.output} already holds a run: choose another output before training"]
     return said
-
-

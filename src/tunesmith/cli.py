@@ -32,13 +32,15 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
+        app(prog_name="tunesmith", standalone_mode=True)
     except TunesmithError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        training = sys.argv[1:2] in (["train"], ["resume"], ["demo"])
-        untouched = "; the last checkpoint is untouched (tunesmith runs lists runs and how to resume them)"
-        _fail("stopped at once" + (untouched if training else ""), 130)
+        _fail(_stopped(), 130)
+    except SystemExit as end:
+        if end.code == 130:  # typer's word for Ctrl-C inside a command
+            _fail(_stopped(), 130)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -56,6 +58,12 @@ def _fail(text: str, code: int) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def _stopped() -> str:
+    training = sys.argv[1:2] in (["train"], ["resume"], ["demo"])
+    untouched = "; the last checkpoint is untouched (tunesmith runs lists runs and how to resume them)"
+    return "stopped at once" + (untouched if training else "")
 
 
 def _command() -> str:
@@ -140,7 +148,10 @@ def train(
     else:
         needed = [flag for flag, value in (("--model", model), ("--data", data), ("--output", output)) if value is None]
         if needed:
-            raise BadInput(f"without a config, {' and '.join(needed)} must be given", where="tunesmith train", fix="tunesmith train CONFIG.yaml, or --model acorn --data FILE --output runs/NAME")
+            raise BadInput(
+                f"without a config, {' and '.join(needed)} must be given", where="tunesmith train",
+                fix="tunesmith train CONFIG.yaml, or --model acorn --data FILE --output runs/NAME",
+            )  # fmt: skip
         run, said = validate(apply_overrides({}, overrides), "the command line")
     for line in said:
         typer.echo(f"converted {line}", err=True)
@@ -158,7 +169,7 @@ def train(
 
 def _must_be_a_config(path: Path) -> None:
     """The two things that are given in its place: a run folder and a file of examples."""
-    from tunesmith.data.formats import KINDS
+    from tunesmith.data.readers import KINDS
 
     if path.is_dir():
         if (path / "config.yaml").is_file():

@@ -29,22 +29,34 @@ class DataConfig(Section):
     """Where the examples are and how a row becomes one."""
 
     train: str = Field(description="file of examples: JSONL, JSON, CSV, TSV, Parquet or text, also .gz")
-    validation: Share | str | None = Field(None, description="a share of train or a file; used for choices: best checkpoint, early stopping")
+    validation: Share | str | None = Field(
+        None, description="a share of train or a file; used for choices: best checkpoint, early stopping"
+    )
     test: Share | str | None = Field(None, description="a share of train or a file; used for the reported figures only")
-    format: Literal["auto", "messages", "pairs", "alpaca", "text"] = Field("auto", description="auto: recognised from the first rows and said aloud")
+    format: Literal["auto", "messages", "pairs", "alpaca", "text"] = Field(
+        "auto", description="auto: recognised from the first rows and said aloud"
+    )
     columns: list[str] | None = Field(None, description="column names, for CSV and TSV without a header")
     header: bool = Field(True, description="CSV and TSV: the first line holds the column names")
     quoting: bool = Field(True, description='CSV and TSV: "…" may hold separators and line ends; false for files with stray quotes')
-    prompt: str | None = Field(None, description='what the model is given, with columns in braces: "Spam or ham?\\n\\n{text}"; {name:json} inserts as JSON')
+    prompt: str | None = Field(
+        None, description='what the model is given, with columns in braces: "Spam or ham?\\n\\n{text}"; {name:json} inserts as JSON'
+    )
     completion: str | None = Field(None, description='what it should answer: "{label}"')
     system: str | None = Field(None, description="a system message put before each conversation that has none")
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: the tokenizer's own template; plain: text and a stop token; auto: chat if the tokenizer has a template"
     )
-    on_too_long: Literal["error", "drop", "truncate"] = Field("error", description="an example longer than training.max_length; drop and truncate are counted")
+    on_too_long: Literal["error", "drop", "truncate"] = Field(
+        "error", description="an example longer than training.max_length; drop and truncate are counted"
+    )
     on_bad_row: Literal["error", "skip"] = Field("error", description="a row that cannot be read; skip counts them")
     duplicates: Literal["keep", "drop"] = Field("keep", description="rows equal to an earlier one; kept ones never straddle a split")
-    limit: int | None = Field(None, ge=1, description="train on this many rows only, chosen by hash and in the labels' proportions; validation and test stay whole")
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="train on this many rows only, chosen by hash and in the labels' proportions; validation and test stay whole",
+    )
     stratify: bool = Field(True, description="splits by share keep the proportions of the labels when answers are labels")
 
 
@@ -54,7 +66,9 @@ class LoraConfig(Section):
     rank: int = Field(16, ge=1, description="width of the update; 8 to 64 is usual")
     alpha: float | None = Field(None, gt=0, description="scale of the update is alpha / rank; by default 2 * rank")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the adapter's input while training")
-    targets: Literal["all-linear"] | list[str] = Field("all-linear", description="every linear layer but the head, or names such as [q_proj, v_proj]")
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="every linear layer but the head, or names such as [q_proj, v_proj]"
+    )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732)")
     continue_from: str | None = Field(None, description="an adapter folder to start from instead of B = 0")
 
@@ -79,7 +93,9 @@ class TrainingConfig(Section):
     batch_size: int = Field(16, ge=1, description="examples per optimizer step, however they are cut into micro-batches or over processes")
     micro_batch_size: int | None = Field(None, ge=1, description="examples computed at once; by default as many as fit micro_batch_tokens")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens, padding included, computed at once; memory grows with it")
-    learning_rate: float | Literal["auto"] = Field("auto", description="auto: a rule whose reason is printed (LoRA about 10 x full fine-tuning)")
+    learning_rate: float | Literal["auto"] = Field(
+        "auto", description="auto: a rule whose reason is printed (LoRA about 10 x full fine-tuning)"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="of the learning rate after the warm-up, down to zero")
     warmup: float = Field(0.05, ge=0, description="below 1: share of all steps; otherwise steps")
     weight_decay: float = Field(0.0, ge=0, description="decoupled (AdamW), on matrices only")
@@ -89,7 +105,9 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     max_length: int = Field(512, ge=8, description="tokens of the longest example; see data.on_too_long")
     seed: int = Field(0, ge=0, description="of the order, of dropout and of the adapter's start")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the computation; masters are float32; auto: bfloat16 where the machine multiplies it fast")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the computation; masters are float32; auto: bfloat16 where the machine multiplies it fast"
+    )
     validate_every: int | None = Field(None, ge=1, description="steps; by default once per epoch")
     save_every: int | None = Field(None, ge=1, description="steps; by default once per epoch")
     keep_checkpoints: int = Field(2, ge=1, description="newest ones kept, besides the best")
@@ -117,7 +135,9 @@ class Run(Section):
     """Everything that decides what a run does."""
 
     model: str = Field(description="acorn (the embedded base), a local folder, or a hub id")
-    method: Literal["full", "lora", "qlora"] = Field("lora", description="full: every weight; lora: adapters on a frozen base; qlora: on a 4-bit base")
+    method: Literal["full", "lora", "qlora"] = Field(
+        "lora", description="full: every weight; lora: adapters on a frozen base; qlora: on a 4-bit base"
+    )
     output: str = Field(description="the run folder")
     data: DataConfig
     lora: LoraConfig = LoraConfig()
@@ -137,13 +157,15 @@ class Run(Section):
 PEER_KEYS: dict[str, str] = {
     "base_model": "model", "model_name_or_path": "model", "model_name": "model", "output_dir": "output",
     "finetuning_type": "method", "adapter": "method", "dataset": "data.train", "train_file": "data.train", "validation_file": "data.validation",
-    "val_set_size": "data.validation", "max_samples": "data.limit", "val_size": "data.validation", "lora_r": "lora.rank", "lora_rank": "lora.rank", "r": "lora.rank",
+    "val_set_size": "data.validation", "max_samples": "data.limit", "val_size": "data.validation",
+    "lora_r": "lora.rank", "lora_rank": "lora.rank", "r": "lora.rank",
     "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout", "lora_target": "lora.targets", "lora_target_modules": "lora.targets",
     "target_modules": "lora.targets", "use_rslora": "lora.rslora", "peft_use_rslora": "lora.rslora", "lora_model_dir": "lora.continue_from",
     "adapter_name_or_path": "lora.continue_from", "num_train_epochs": "training.epochs", "num_epochs": "training.epochs",
     "max_steps": "training.steps", "warmup_ratio": "training.warmup", "warmup_steps": "training.warmup", "lr": "training.learning_rate",
     "lr_scheduler": "training.schedule", "lr_scheduler_type": "training.schedule", "cutoff_len": "training.max_length",
-    "sequence_len": "training.max_length", "max_seq_length": "training.max_length", "max_seq_len": "training.max_length", "gradient_clipping": "training.max_grad_norm",
+    "sequence_len": "training.max_length", "max_seq_length": "training.max_length", "max_seq_len": "training.max_length",
+    "gradient_clipping": "training.max_grad_norm",
     "adam_beta1": "training.beta1", "adam_beta2": "training.beta2", "adam_epsilon": "training.epsilon", "eval_steps": "training.validate_every",
     "save_steps": "training.save_every", "save_total_limit": "training.keep_checkpoints", "early_stopping_patience": "training.early_stopping",
 }  # fmt: skip
@@ -279,7 +301,11 @@ def _first_problem(error: ValidationError, where: str) -> BadInput:
         return BadInput(f'"{path}" is missing', where=where, fix=_describe(known, path))
     given = problem.get("input")
     message = problem["msg"].removeprefix("Value error, ")
-    choices = {e["ctx"]["expected"] for e in error.errors() if list(e["loc"])[: path.count(".") + 1] == list(problem["loc"])[: path.count(".") + 1] and "expected" in e.get("ctx", {})}
+    choices = {
+        e["ctx"]["expected"]
+        for e in error.errors()
+        if list(e["loc"])[: path.count(".") + 1] == list(problem["loc"])[: path.count(".") + 1] and "expected" in e.get("ctx", {})
+    }
     if choices:
         message = "should be " + " or ".join(sorted(choices))
     return BadInput(f'"{path}" cannot be {given!r}: {message[0].lower() + message[1:]}', where=where, fix=_describe(known, path))
@@ -312,7 +338,9 @@ def load_run(path: str | Path, overrides: list[str] | None = None) -> tuple[Run,
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise BadInput("there is no such config", where=str(path), fix=nearest(path.name, near) if near else "tunesmith init DATA writes one") from None
+        raise BadInput(
+            "there is no such config", where=str(path), fix=nearest(path.name, near) if near else "tunesmith init DATA writes one"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"the config cannot be read: {error}", where=str(path), fix="a config is a YAML file in UTF-8") from None
     raw = parse_yaml(text, str(path))

@@ -1,6 +1,6 @@
 """The tour: three small tasks taught to the embedded base model, measured, and answered side by side on one base.
 
-    make demo, or: tunesmith demo
+make demo, or: tunesmith demo
 """
 
 import time
@@ -84,4 +84,3 @@ def _side_by_side(finished: dict[str, RunFolder]) -> Table:
 def shortened(text: str, most: int = 160) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
-

@@ -1,6 +1,6 @@
 """What this machine is: device, number format, memory, and how memory is kept.
 
-    device = pick_device("auto"); dtype = pick_dtype("auto", device)
+device = pick_device("auto"); dtype = pick_dtype("auto", device)
 """
 
 import ctypes
@@ -54,7 +54,7 @@ def multiplies_bfloat16_fast(device: "torch.device") -> bool:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("flags", 1)[-1].split("\n", 1)[0].split()
     except OSError:
@@ -77,17 +77,17 @@ def peak_memory_bytes() -> int:
     """Peak of the device's allocator on a GPU, of the process's resident memory elsewhere."""
     import torch
 
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     try:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    except ImportError:  # Windows
+        # getrusage would count the parent's peak too: a child inherits it on Linux
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:", 1)[1].split(None, 1)[0]) * 1024
+    except (OSError, IndexError):
         import psutil
 
-        return int(psutil.Process().memory_info().peak_wset)
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
 
 
 def cpu_name() -> str:

@@ -19,7 +19,7 @@ class Nll(NamedTuple):
     """Negative log-likelihood in nats, summed over `count` trained tokens."""
 
     sum: Tensor
-    count: int
+    count: int  # type: ignore[assignment]  # over tuple.count, which nobody needs
 
 
 class Scored(nn.Module):

@@ -1,8 +1,8 @@
 """A run is a folder, and this is the only file that knows what is where in it.
 
-    folder = RunFolder.create(run, command="tunesmith train sms.yaml")
-    folder.log({"step": 1, "loss": 2.3}); folder.set_status(state="done")
-    RunFolder.open("runs/sms").metrics()
+folder = RunFolder.create(run, command="tunesmith train sms.yaml")
+folder.log({"step": 1, "loss": 2.3}); folder.set_status(state="done")
+RunFolder.open("runs/sms").metrics()
 """
 
 import json
@@ -45,7 +45,11 @@ class RunFolder:
         path = Path(path)
         if not (path / "config.yaml").is_file():
             near = [str(p.parent) for p in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
-            raise BadInput("this is not a run folder: it has no config.yaml", where=str(path), fix=nearest(str(path), near) if near else "tunesmith runs lists them")
+            raise BadInput(
+                "this is not a run folder: it has no config.yaml",
+                where=str(path),
+                fix=nearest(str(path), near) if near else "tunesmith runs lists them",
+            )
         return cls(path)
 
     @property
@@ -88,7 +92,9 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise BadInput(f"{name} cannot be read: {error}", where=str(self.path / name), fix="delete it; tunesmith writes it again") from None
+            raise BadInput(
+                f"{name} cannot be read: {error}", where=str(self.path / name), fix="delete it; tunesmith writes it again"
+            ) from None
         return value if isinstance(value, dict) else {}
 
     def log(self, line: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tunesmith.config import DataConfig, Run, known_keys, sections
-from tunesmith.data import formats
+from tunesmith.data import formats, readers
 from tunesmith.data.split import prompt_key
 from tunesmith.errors import BadInput
 from tunesmith.files import explain_disk, write_text
@@ -112,12 +112,12 @@ def _short(name: str) -> str:
 def _first_rows(data: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The first good rows as they stand in the file; columns of a file without a header are called column_1, column_2 …"""
     config = DataConfig(train=data, **settings)
-    file = formats._recognise(Path(data), config)
+    file = readers.recognise(Path(data), config)
     if not config.header and file.kind in ("csv", "tsv"):
-        records = formats._quoted_records(file, []) if config.quoting else formats._plain_records(file)
+        records = readers.quoted_records(file, []) if config.quoting else readers.plain_records(file)
         n_columns = len(next((cells for _, cells, problem in records if not problem), []))
         config = config.model_copy(update={"columns": [f"column_{number}" for number in range(1, n_columns + 1)]})
-    rows = formats._peek(formats._rows(file, config, [], one_per_line=False), stop_at_bad=False)
+    rows = readers.peek(readers.rows_of(file, config, [], one_per_line=False), stop_at_bad=False)
     return [row.values for row in rows if not row.problem]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.conftest import byte_level_tokenizer
+
 from tunesmith.config import DataConfig, TrainingConfig
 from tunesmith.data.rows import load_parts, load_rows
 from tunesmith.data.template import Renderer

@@ -30,10 +30,10 @@ def solve(loss, hidden_ND, head_VD, bias_V, target_N, upstream=1.0):
 
 def truth(hidden_ND, head_VD, bias_V, target_N, upstream=1.0):
     """In float64, from the same numbers."""
-    logits_NV = lambda h, w, b: h @ w.T + b  # noqa: E731
 
-    def loss(h, w, b, target):
-        return -torch.log_softmax(logits_NV(h, w, b), -1)[torch.arange(len(target)), target].sum()
+    def loss(hidden_ND, head_VD, bias_V, target_N):
+        log_p_NV = torch.log_softmax(hidden_ND @ head_VD.T + bias_V, -1)
+        return -log_p_NV.gather(1, target_N[:, None]).sum()
 
     return solve(loss, hidden_ND.double(), head_VD.double(), bias_V.double(), target_N, upstream)
 
@@ -72,16 +72,19 @@ def test_a_sum_of_two_halves_is_the_sum_of_the_whole():
     assert torch.isclose(sum(halves), whole, rtol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("size", [0.25, 1.0], ids=["small logits", "large logits"])
 @pytest.mark.parametrize("chunk", [CHUNK, 1000])
-def test_in_bfloat16_no_error_is_larger_than_that_of_the_reference(seed, chunk):
-    given = problem(dtype=torch.bfloat16, seed=seed)
-    exact = truth(*given)
-    ours, reference = solve(in_chunks(chunk), *given), solve(linear_nll_reference, *given)
-    for name, found, plain, true in zip(NAMES, ours, reference, exact, strict=True):
-        # tolerance: half a step of bfloat16 at the largest number, as where a sum is rounded once more
-        assert error(found, true) <= error(plain, true) + 2**-9, name
-        assert error(found, true) < 0.03, name
+def test_in_bfloat16_no_error_is_larger_than_that_of_the_reference(chunk, size):
+    ours, reference = [], []
+    for seed in range(20):
+        hidden_ND, *rest = problem(dtype=torch.bfloat16, seed=seed)
+        given = (hidden_ND * size, *rest)
+        exact = truth(*given)
+        ours.append([error(t, true) for t, true in zip(solve(in_chunks(chunk), *given), exact, strict=True)])
+        reference.append([error(t, true) for t, true in zip(solve(linear_nll_reference, *given), exact, strict=True)])
+    for name, found, plain in zip(NAMES, torch.tensor(ours).T, torch.tensor(reference).T, strict=True):
+        assert found.max() <= plain.max() + 2**-8, name  # a step of bfloat16
+        assert found.mean() <= 1.25 * plain.mean(), name  # a head's gradient is rounded once per chunk
 
 
 def test_a_float32_head_gets_a_float32_gradient_from_bfloat16_states():
@@ -89,7 +92,9 @@ def test_a_float32_head_gets_a_float32_gradient_from_bfloat16_states():
     rounded = hidden_ND.bfloat16()
     total, d_hidden, d_head, d_bias = solve(in_chunks(CHUNK), rounded, head_VD, bias_V, target_N)
     assert (total.dtype, d_hidden.dtype, d_head.dtype, d_bias.dtype) == (torch.float32, torch.bfloat16, torch.float32, torch.float32)
-    for name, found, exact in zip(NAMES, (total, d_hidden, d_head, d_bias), truth(rounded, head_VD.bfloat16(), bias_V, target_N), strict=True):
+    for name, found, exact in zip(
+        NAMES, (total, d_hidden, d_head, d_bias), truth(rounded, head_VD.bfloat16(), bias_V, target_N), strict=True
+    ):
         assert error(found, exact) < 0.02, name
 
 

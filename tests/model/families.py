@@ -74,7 +74,14 @@ def phi3():
 def gpt2():
     """Conv1D, which keeps weights as inputs x outputs; learned positions; biases; tied."""
     return transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True
+        vocab_size=VOCABULARY,
+        n_embd=WIDTH,
+        n_layer=LAYERS,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
     )
 
 

@@ -11,9 +11,20 @@ from families import FAMILIES, LAYERS, LENGTHS, VOCABULARY, WINDOW, assert_close
 
 from tunesmith.config import LoraConfig
 from tunesmith.loss import Scored
-from tunesmith.model.adapters import adapted_layers, adapter_parameters, attach, choose_targets, load_adapter, save_adapter, switch_of, using
+from tunesmith.model.adapters import (
+    adapted_layers,
+    adapter_parameters,
+    attach,
+    choose_targets,
+    load_adapter,
+    save_adapter,
+    switch_of,
+    using,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT 0.21 asks transformers 5.23
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # PEFT 0.21 asks transformers 5.23
 BASE = "a-base"
 # part of the layers, by the end of their names; "c_proj" of GPT-2 is in attention and MLP alike
 PART = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"], "phi3": ["qkv_proj", "down_proj"]}
@@ -35,7 +46,13 @@ def with_lora(family, targets="all-linear", rslora=False, rank=4, alpha=6.0, see
 def in_peft(family, ours, targets, rslora, rank=4, alpha=6.0):
     """PEFT's LoRA on a list of layers, with the numbers of ours."""
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, use_rslora=rslora, task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2"
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        use_rslora=rslora,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=family == "gpt2",
     )
     model = peft.get_peft_model(tiny(family), config)
     parameters = dict(model.named_parameters())

@@ -1,6 +1,7 @@
 """Which folders and names are models, and what is said of those that are not."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -139,8 +140,11 @@ def test_a_folder_without_weights_is_refused(folder):
 
 def test_a_pickle_is_named_and_never_read(folder):
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/was-read'\ntR.")
+    (folder / "pytorch_model.bin").write_bytes(f"cos\nmkdir\n(V{folder / 'was-read'}\ntR.".encode())  # a pickle that makes a folder
     refused(folder, r"pytorch_model\.bin is a pickle and is never read")
+    assert not (folder / "was-read").exists()
+    pickle.loads((folder / "pytorch_model.bin").read_bytes())
+    assert (folder / "was-read").exists(), "the trap works"
 
 
 def test_weights_under_another_name_are_named(folder):

@@ -76,7 +76,9 @@ def test_a_run_stopped_at_any_step_and_resumed_is_bit_equal(tiny_model: Path, tm
             assert torch.equal(last[name], tensor), name
 
 
-def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     whole = train(make_run(tiny_model, tmp_path, **METHODS["lora"]))
     expected = weights(whole)
     shutil.rmtree(whole.adapter)
@@ -105,7 +107,19 @@ def test_two_processes_take_the_same_steps_as_one(tiny_model: Path, tmp_path: Pa
     alone = train(make_run(tiny_model, tmp_path, "alone", **METHODS["lora"], training={"steps": 4, "batch_size": 5}))
     config = tmp_path / "two.yaml"
     config.write_text(to_yaml(make_run(tiny_model, tmp_path, "two", **METHODS["lora"], training={"steps": 4, "batch_size": 5})))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731", "-m", "tunesmith", "train", str(config)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29731",
+        "-m",
+        "tunesmith",
+        "train",
+        str(config),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     two = RunFolder(tmp_path / "two")
@@ -117,7 +131,9 @@ def test_two_processes_take_the_same_steps_as_one(tiny_model: Path, tmp_path: Pa
 
 def test_the_best_checkpoint_by_validation_is_what_is_kept(tiny_model: Path, tmp_path: Path):
     """A rate that is far too high makes the last step worse than an earlier one."""
-    run = make_run(tiny_model, tmp_path, method="lora", training={"learning_rate": 0.3, "schedule": "constant", "validate_every": 1, "epochs": 3})
+    run = make_run(
+        tiny_model, tmp_path, method="lora", training={"learning_rate": 0.3, "schedule": "constant", "validate_every": 1, "epochs": 3}
+    )
     folder = train(run)
     validations = {row["step"]: row["validation_loss"] for row in folder.metrics() if "validation_loss" in row}
     best = min(validations, key=lambda step: validations[step])
@@ -173,8 +189,14 @@ def test_a_resumed_run_refuses_changed_data(tiny_model: Path, tmp_path: Path):
 
 
 def test_continuing_from_an_adapter_starts_where_it_ended(tiny_model: Path, tmp_path: Path):
-    first = train(make_run(tiny_model, tmp_path, "first", method="lora", training={"steps": 6, "validate_every": 6, "schedule": "constant"}))
-    more = {"method": "lora", "lora": {"continue_from": str(first.adapter)}, "training": {"steps": 2, "schedule": "constant", "learning_rate": 1e-9}}
+    first = train(
+        make_run(tiny_model, tmp_path, "first", method="lora", training={"steps": 6, "validate_every": 6, "schedule": "constant"})
+    )
+    more = {
+        "method": "lora",
+        "lora": {"continue_from": str(first.adapter)},
+        "training": {"steps": 2, "schedule": "constant", "learning_rate": 1e-9},
+    }
     second = train(make_run(tiny_model, tmp_path, "second", **more))
     for name, tensor in weights(first).items():
         torch.testing.assert_close(weights(second)[name], tensor, rtol=1e-4, atol=1e-7)
@@ -186,7 +208,9 @@ def test_continuing_from_an_adapter_starts_where_it_ended(tiny_model: Path, tmp_
 @pytest.mark.parametrize(("part", "names"), [(1, "model.layers.1."), (["model.norm.*", "*.mlp.*"], ""), ("all", "")])
 def test_full_fine_tuning_changes_the_named_part_and_nothing_else(tiny_model: Path, tmp_path: Path, part: Any, names: str):
     before = load_file(tiny_model / "model.safetensors")
-    after = weights(train(make_run(tiny_model, tmp_path, method="full", full={"train": part}, training={"steps": 2, "learning_rate": 1e-2})))
+    after = weights(
+        train(make_run(tiny_model, tmp_path, method="full", full={"train": part}, training={"steps": 2, "learning_rate": 1e-2}))
+    )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     if part == 1:
         assert changed == {name for name in before if name.startswith(names)}

@@ -45,7 +45,9 @@ class Fitted:
     truncated: list[str]
 
 
-def render_all(conversations: Iterable[Conversation], renderer: Renderer, on_progress: Callable[[int], None] | None = None) -> list[Example]:
+def render_all(
+    conversations: Iterable[Conversation], renderer: Renderer, on_progress: Callable[[int], None] | None = None
+) -> list[Example]:
     examples: list[Example] = []
     for n, conversation in enumerate(conversations, 1):
         examples += renderer.render(conversation)

@@ -1,9 +1,9 @@
 """From files to rows ready for training: read, de-duplicate, split, render, fit; everything that was left out is counted.
 
-    rows = load_rows(run.data, run.training, renderer)
-    rows.train            # list[Example]
-    rows.test             # list[Conversation]: prompts and reference answers for the figures
-    rows.said, rows.counts
+rows = load_rows(run.data, run.training, renderer)
+rows.train            # list[Example]
+rows.test             # list[Conversation]: prompts and reference answers for the figures
+rows.said, rows.counts
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,9 @@ def load_parts(config: DataConfig) -> Parts:
             kept, removed = remove_overlap(rows, other)
             if removed:
                 counts["overlap_removed"] += len(removed)
-                said.append(f"{len(removed):,} rows of {one} removed because the held-out rows contain them; the first: {removed[0].source}")
+                said.append(
+                    f"{len(removed):,} rows of {one} removed because the held-out rows contain them; the first: {removed[0].source}"
+                )
             if one == "train":
                 train = kept
             else:
@@ -148,9 +150,14 @@ def load_rows(config: DataConfig, training: TrainingConfig, renderer: Renderer) 
     if not train:
         raise BadInput("every example is longer than training.max_length", where=config.train, fix="raise training.max_length")
     if len(train) > len(parts.train):
-        said.append(f"{len(parts.train):,} conversations became {len(train):,} examples: the template rewrites earlier turns, so each answer is its own example")
+        said.append(
+            f"{len(parts.train):,} conversations became {len(train):,} examples: the template rewrites earlier turns, so each answer is its own example"
+        )
     counts["trained_tokens_per_epoch"] = sum(int(e.trained[1:].sum()) for e in train)
     counts["tokens_per_epoch"] = sum(len(e) for e in train)
-    said.append(f"training on {len(train):,} examples, {counts['tokens_per_epoch']:,} tokens of which {counts['trained_tokens_per_epoch']:,} are learned; validation {len(validation):,}, test {len(parts.test):,}")
+    said.append(
+        f"training on {len(train):,} examples, {counts['tokens_per_epoch']:,} tokens of which {counts['trained_tokens_per_epoch']:,} are learned; "
+        f"validation {len(validation):,}, test {len(parts.test):,}"
+    )
     answers = [c.answer for c in parts.train if c.answer is not None]
     return Rows(train, validation, parts.test, answers, said, counts, parts.files)

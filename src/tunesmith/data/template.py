@@ -70,7 +70,9 @@ class Renderer:
             stops.add(self.end_of_turn)
         if not stops:
             raise BadInput(
-                "the tokenizer has no stop token: the model could never learn to stop", where="tokenizer_config.json", fix="give it an eos_token"
+                "the tokenizer has no stop token: the model could never learn to stop",
+                where="tokenizer_config.json",
+                fix="give it an eos_token",
             )
         self.stop_ids = frozenset(stops)
         eos = tokenizer.eos_token_id
@@ -179,7 +181,7 @@ class Renderer:
                 return None
             end = self._end_of_answer(full.ids, start, len(upto))
             if end is None and i == len(messages) - 1:
-                ids, trained = ids[: len(upto)] + [self.stop_id], trained[: len(upto)] + [False]
+                ids, trained = [*ids[: len(upto)], self.stop_id], [*trained[: len(upto)], False]
                 end = len(upto) + 1
             if end is None:
                 return None  # turns without an end: one example per turn, each closed by the stop token
@@ -187,7 +189,9 @@ class Renderer:
             self._agree(full, start, min(end, len(full.ids)), message, source)
         bos = self.tokenizer.bos_token_id
         if bos is not None and bos not in self.stop_ids and ids.count(bos) > 1:
-            raise BadInput("the rendered example has more than one BOS token", where=source, fix="the chat template writes BOS twice: repair it")
+            raise BadInput(
+                "the rendered example has more than one BOS token", where=source, fix="the chat template writes BOS twice: repair it"
+            )
         return _example(ids, trained, source)
 
     def _end_of_answer(self, ids: Sequence[int], start: int, stop: int) -> int | None:
@@ -222,7 +226,9 @@ class Renderer:
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template may raise anything; its own words are the best message
-            raise BadInput(f"the chat template refuses this conversation: {error}", where=source, fix="see the template's rules for roles") from None
+            raise BadInput(
+                f"the chat template refuses this conversation: {error}", where=source, fix="see the template's rules for roles"
+            ) from None
         assert isinstance(text, str)
         if not forged:
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -18,7 +18,7 @@ from tunesmith.data.batches import IGNORED, collate, cut, fit
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
-from tunesmith.evaluation.metrics import answer_metrics, language_metrics, task_of
+from tunesmith.evaluation.metrics import Task, answer_metrics, language_metrics, task_of
 from tunesmith.inference.engine import generate
 from tunesmith.loss import Scored
 from tunesmith.model.adapters import adapter_names, using
@@ -53,6 +53,12 @@ def test_rows(conversations: Sequence[Conversation], renderer: Renderer, context
     """Render every conversation; a row too long for the model is refused, since leaving it out would change the figures."""
     if not conversations:
         raise BadInput("there are no test rows", where="data.test", fix="data.test: 0.1, or a file")
+    for conversation in conversations:
+        if context is not None and (least := renderer.least_tokens(conversation)) > context:
+            raise BadInput(
+                f"a test row is longer than the model's {context:,} positions", where=f"{conversation.source}: more than {least:,} tokens",
+                fix="leave the row out of the test rows",
+            )  # fmt: skip
     rendered = [example for conversation in conversations for example in renderer.render(conversation)]
     fitted = fit(rendered, context or 1 << 30, "error")
     answered = [c for c in conversations if c.messages[0].role != "text"]
@@ -74,7 +80,7 @@ def max_new_tokens_for(rows: TestRows, given: int | None) -> int:
 
 @torch.inference_mode()
 def measure(
-    model: Any, rows: TestRows, renderer: Renderer, *, adapter: str | None, title: str, task: str = "auto", max_new_tokens: int | None = None,
+    model: Any, rows: TestRows, renderer: Renderer, *, adapter: str | None, title: str, task: Task | None = None, max_new_tokens: int | None = None,
     batch_size: int = 64, compute_dtype: torch.dtype | None = None,
 ) -> Measured:  # fmt: skip
     """Loss, perplexity and bits per byte of the reference answers; and, if there are prompts, metrics of greedy answers."""
@@ -98,7 +104,7 @@ def measure(
             )  # fmt: skip
     answers = [decode(renderer, answer.ids) for answer in written]
     stopped = [answer.stopped for answer in written]
-    metrics |= answer_metrics(task_of(rows.references) if task == "auto" else task, answers, rows.references)
+    metrics |= answer_metrics(task_of(rows.references) if task is None else task, answers, rows.references)
     metrics["stop_rate"] = sum(stopped) / len(stopped)
     return Measured(metrics, answers, stopped)
 

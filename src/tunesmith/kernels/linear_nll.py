@@ -8,6 +8,8 @@ are at hand, and the backward pass only scales it. Idea: Wijmans et al. 2024, "C
 chunked losses of Liger; the code is ours.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,20 +29,13 @@ def linear_nll(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target
     head_VD     output embeddings in any float dtype; gets a gradient if it requires one (summed in float32)
     target_N    int64, the word after each position
     """
-    result: Tensor = _LinearNll.apply(hidden_ND, head_VD, bias_V, target_N, chunk_tokens)
+    result: Tensor = _LinearNll.apply(hidden_ND, head_VD, bias_V, target_N, chunk_tokens)  # type: ignore[no-untyped-call]
     return result
 
 
 class _LinearNll(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx,
-        hidden_ND: Tensor,
-        head_VD: Tensor,
-        bias_V: Tensor | None,
-        target_N: Tensor,
-        chunk_tokens: int,
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, chunk_tokens: int) -> Tensor:
         want_hidden, want_head, want_bias = ctx.needs_input_grad[:3]
         weight_VD = head_VD.to(hidden_ND.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
@@ -67,14 +62,14 @@ class _LinearNll(torch.autograd.Function):
             if d_head_VD is not None:
                 d_head_VD += d_logits_CV.T @ hidden_CD
         ctx.save_for_backward(d_hidden_ND, d_head_VD, d_bias_V)
-        ctx.dtypes = (head_VD.dtype, bias_V.dtype if bias_V is not None else None)  # type: ignore[attr-defined]
+        ctx.dtypes = (head_VD.dtype, bias_V.dtype if bias_V is not None else None)
         return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        d_hidden_ND, d_head_VD, d_bias_V = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden_ND, d_head_VD, d_bias_V = ctx.saved_tensors
         scale = upstream[0]
-        head_dtype, bias_dtype = ctx.dtypes  # type: ignore[attr-defined]
+        head_dtype, bias_dtype = ctx.dtypes
         return (
             (d_hidden_ND * scale).to(d_hidden_ND.dtype) if d_hidden_ND is not None else None,
             (d_head_VD * scale).to(head_dtype) if d_head_VD is not None else None,

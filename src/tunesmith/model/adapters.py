@@ -46,13 +46,20 @@ class Layer:
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every nn.Linear and Conv1D but the output head, by module path; layers that carry adapters already included."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = output_head(model)
     inside = {id(m.frozen) for m in model.modules() if isinstance(m, LoraLinear)}
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D | LoraLinear) and module is not head and id(module) not in inside
     }
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The layer that makes logits, where the model says which it is."""
+    head = getattr(model, "get_output_embeddings", None)
+    found: nn.Module | None = head() if head is not None else None
+    return found
 
 
 def choose_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
@@ -180,7 +187,9 @@ def arithmetic(layers: list[Layer], rank: int) -> list[str]:
     for (n, k), count in sorted(counts.items(), key=lambda item: -item[0][0] * item[0][1]):
         frozen, trained = n * k, rank * (n + k)
         frozen_total, trained_total = frozen_total + count * frozen, trained_total + count * trained
-        lines.append(f"{n}×{k} = {frozen:,} frozen; A {rank}×{k} + B {n}×{rank} = {trained:,} trained ({trained / frozen:.2%}); {count} such layers")
+        lines.append(
+            f"{n}×{k} = {frozen:,} frozen; A {rank}×{k} + B {n}×{rank} = {trained:,} trained ({trained / frozen:.2%}); {count} such layers"
+        )
     lines.append(f"together {frozen_total:,} frozen in adapted layers, {trained_total:,} trained ({trained_total / frozen_total:.2%})")
     return lines
 
@@ -229,7 +238,8 @@ def peft_config(model: nn.Module, name: str, base: str, config: LoraConfig) -> d
     exact = not any(_matches(path, end) for path in others for end in ends)
     # an adapter that came from a file may have its own rank and scale in each layer
     ranks = {path: _adapter(layer, name).a_RK.shape[0] for path, layer in layers.items()}
-    alphas = {path: _adapter(layer, name).scale * (math.sqrt(ranks[path]) if config.rslora else ranks[path]) for path, layer in layers.items()}
+    divisors = {path: math.sqrt(rank) if config.rslora else rank for path, rank in ranks.items()}
+    alphas = {path: _adapter(layer, name).scale * divisors[path] for path, layer in layers.items()}
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
         "lora_alpha": config.resolved_alpha, "lora_dropout": config.dropout, "use_rslora": config.rslora,
@@ -287,7 +297,9 @@ def read_adapter(folder: Path) -> AdapterFile:
             # PEFT would run it; a foreign expression can take for ever, and ours would not match the same layers
             problems.append(f"{key} holds a regular expression, {regular[0]!r}; only names of layers are read")
     if problems:
-        raise BadInput("this adapter cannot be used: " + "; ".join(problems), where=str(config_path), fix="tunesmith reads plain LoRA adapters")
+        raise BadInput(
+            "this adapter cannot be used: " + "; ".join(problems), where=str(config_path), fix="tunesmith reads plain LoRA adapters"
+        )
     try:
         with safe_open(weights_path, "pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -314,10 +326,12 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
     """Put the adapter of a folder on the model under `name`; refuses one that was made for another base or has no effect."""
     _check_name(name)
     if name in adapter_names(model):
-        raise BadInput(f'there is already an adapter "{name}" on this model', where=str(folder), fix="--adapter NAME=PATH with another name")
+        raise BadInput(
+            f'there is already an adapter "{name}" on this model', where=str(folder), fix="--adapter NAME=PATH with another name"
+        )
     found = read_adapter(folder)
     modules = linear_layers(model)
-    head = next((path for path, module in model.named_modules() if module is model.get_output_embeddings()), None)
+    head = next((path for path, module in model.named_modules() if module is output_head(model)), None)
     ranks: dict[str, int] = {}
     seen: set[tuple[str, str]] = set()
     problems: list[str] = []
@@ -329,7 +343,8 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
         path, side = match[1], match[2]
         module = modules.get(path)
         if module is None:
-            problems.append(f"{path} is the output head, which tunesmith does not adapt" if path == head else f"the model has no layer {path}")
+            reason = f"{path} is the output head, which tunesmith does not adapt"
+            problems.append(reason if path == head else f"the model has no layer {path}")
             continue
         if (path, side) in seen:
             problems.append(f"{path}: lora_{side} is there twice")

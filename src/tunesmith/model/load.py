@@ -17,6 +17,7 @@ from tunesmith.errors import BadInput, MachineFailed, nearest
 from tunesmith.hardware import pick_device, pick_dtype
 
 ACORN = Path(__file__).parent / "acorn"
+A_DECODER = "give a decoder: Llama, Qwen, Gemma, GPT-2 …"
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ def find_model(name: str) -> Path:
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or path.parent.is_dir()
     if looks_local:
         folder = path.parent if path.parent.is_dir() else Path()
-        near = [str(folder / p.name) if str(folder) != "." else p.name for p in folder.iterdir() if p.is_dir() and (p / "config.json").exists()]
+        near = [str(folder / p.name) for p in folder.iterdir() if (p / "config.json").is_file()]  # Path() / "x" is "x"
         raise BadInput("there is no such model folder", where=str(path), fix=nearest(name, [*near, "acorn"]))
     from huggingface_hub import snapshot_download
 
     try:
         fetched = snapshot_download(
-            name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.*"], ignore_patterns=["*.bin", "*.py", "original/*"]
+            name,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.*"],
+            ignore_patterns=["*.bin", "*.py", "original/*"],
         )
     except Exception as error:  # the hub client has many kinds of failure; all mean the model is not here
         raise BadInput(
@@ -85,7 +88,8 @@ def _check_folder(path: Path) -> None:
     if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         pickled = sorted(p.name for p in path.glob("*.bin"))
         named = sorted(p.name for p in path.glob("*.safetensors"))
-        more = f"; {pickled[0]} is a pickle and is never read" if pickled else f"; {named[0]} is not a name that transformers reads" if named else ""
+        more = f"; {named[0]} is not a name that transformers reads" if named else ""
+        more = f"; {pickled[0]} is a pickle and is never read" if pickled else more
         raise BadInput(
             f"this folder holds no safetensors weights (model.safetensors, or model.safetensors.index.json and its parts){more}",
             where=str(path), fix="save the model with save_pretrained of a current transformers",
@@ -110,7 +114,9 @@ def load_tokenizer(path: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, use_fast=True)
     except Exception as error:  # whatever the tokenizer's files are lacking, the reason is in the message
-        raise BadInput(f"the tokenizer cannot be loaded: {first_line(error)}", where=str(path), fix="the folder needs tokenizer.json") from None
+        raise BadInput(
+            f"the tokenizer cannot be loaded: {first_line(error)}", where=str(path), fix="the folder needs tokenizer.json"
+        ) from None
     if not tokenizer.is_fast:
         raise BadInput("the tokenizer has no fast form", where=str(path), fix="convert it: the folder needs tokenizer.json")
     return tokenizer
@@ -125,7 +131,9 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
     try:
         model.to(place)
     except torch.OutOfMemoryError:
-        raise MachineFailed(f"the weights do not fit into the memory of {place}", where=str(path), fix="a smaller model, or --device cpu") from None
+        raise MachineFailed(
+            f"the weights do not fit into the memory of {place}", where=str(path), fix="a smaller model, or --device cpu"
+        ) from None
     except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
         raise BadInput(f"the model cannot be put on {place}: {first_line(error)}", where="--device", fix="auto, or cpu") from None
     model.eval()
@@ -142,11 +150,19 @@ def _read_config(path: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        raise BadInput(f"the model's configuration is not understood: {first_line(error)}", where=where, fix="see the message; remote code is never run") from None
+        raise BadInput(
+            f"the model's configuration is not understood: {first_line(error)}",
+            where=where,
+            fix="see the message; remote code is never run",
+        ) from None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise BadInput(f"a model of type {config.model_type} does not predict the next word", where=where, fix="give a decoder: Llama, Qwen, Gemma, GPT-2 …")
+        raise BadInput(f"a model of type {config.model_type} does not predict the next word", where=where, fix=A_DECODER)
     if getattr(config, "quantization_config", None) is not None:
-        raise BadInput("these weights are quantised already, and this version trains dense ones", where=where, fix="give the model that they were made from")
+        raise BadInput(
+            "these weights are quantised already, and this version trains dense ones",
+            where=where,
+            fix="give the model that they were made from",
+        )
     return config
 
 
@@ -161,11 +177,11 @@ def _read_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
-            attn_implementation="eager" if eager else None, output_loading_info=True, ignore_mismatched_sizes=True,  # so that ours names them
+            attn_implementation="eager" if eager else None, output_loading_info=True, ignore_mismatched_sizes=True,  # refused below
         )  # fmt: skip
     except Exception as error:
         raise BadInput(f"the weights cannot be loaded: {first_line(error)}", where=str(path), fix=again) from None
-    # A bias that the file has and the model has not would be left out without a word; whole modules more (a vision tower) change nothing here.
+    # A bias that the file has and the model has not would be left out without a word; whole modules more (a vision tower) are no loss.
     holders = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
     unused = [key for key in report.get("unexpected_keys", ()) if key.rpartition(".")[0] in holders]
     found = {
@@ -173,7 +189,9 @@ def _read_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
         "of another shape": sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())),
         "without a place": sorted(unused),
     }
-    problems = [f"{kind}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}" for kind, keys in found.items() if keys]
+    problems = [
+        f"{kind}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") for kind, keys in found.items() if keys
+    ]
     if problems:
         raise BadInput("the weights do not fit the configuration: " + "; ".join(problems), where=str(path), fix=again)
     return model
@@ -193,4 +211,4 @@ def _look_at_answers(model: Any, path: Path) -> None:
         raise BadInput("the model answers with NaN or inf", where=str(path), fix="its weights are broken: copy or download the model again")
     noise = 1e-4 if model.dtype == torch.float32 else 3e-2  # a mixture of experts may round a token otherwise beside other tokens
     if float((before - after).abs().max()) > noise * float(before.abs().max()):
-        raise BadInput("this model sees the words to come: it is an encoder, not a decoder", where=str(path), fix="give a decoder: Llama, Qwen, Gemma, GPT-2 …")
+        raise BadInput("this model sees the words to come: it is an encoder, not a decoder", where=str(path), fix=A_DECODER)

@@ -24,13 +24,13 @@ def lora_linear_reference(x_MK: Tensor, frozen: FrozenWeight, a_RK: Tensor, b_NR
 
 def lora_linear(x_MK: Tensor, frozen: FrozenWeight, a_RK: Tensor, b_NR: Tensor, scale: float) -> Tensor:
     """The same value with x saved once, additions folded into the products, and A and B cast once."""
-    result: Tensor = _LoraLinear.apply(x_MK, a_RK, b_NR, frozen, scale)
+    result: Tensor = _LoraLinear.apply(x_MK, a_RK, b_NR, frozen, scale)  # type: ignore[no-untyped-call]
     return result
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_MK: Tensor, a_RK: Tensor, b_NR: Tensor, frozen: FrozenWeight, scale: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x_MK: Tensor, a_RK: Tensor, b_NR: Tensor, frozen: FrozenWeight, scale: float) -> Tensor:
         a, b = a_RK.to(x_MK.dtype), b_NR.to(x_MK.dtype)
         low_MR = x_MK @ a.T
         y_MN = frozen.mm(x_MK)
@@ -40,11 +40,11 @@ class _LoraLinear(torch.autograd.Function):
         return y_MN
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x_MK, low_MR, a_RK, b_NR = ctx.saved_tensors
         dy_MN = upstream[0]
-        a, b = a_RK.to(x_MK.dtype), b_NR.to(x_MK.dtype)
-        d_low_MR = (dy_MN @ b).mul_(ctx.scale)
+        a, b = a_RK.to(x_MK.dtype), (b_NR * ctx.scale).to(x_MK.dtype)  # scaled before the cast: rounded once
+        d_low_MR = dy_MN @ b
         d_a_RK = (d_low_MR.T @ x_MK).to(a_RK.dtype)
         d_b_NR = (dy_MN.T @ low_MR).to(b_NR.dtype).mul_(ctx.scale)
         d_x_MK = None
@@ -111,4 +111,5 @@ class LoraLinear(nn.Module):
                 y_MN = frozen.mm(x_MK) + adapter.scale * (low_MR @ adapter.b_NR.to(x.dtype).T)
             else:
                 y_MN = lora_linear(x_MK, frozen, adapter.a_RK, adapter.b_NR, adapter.scale)
-        return y_MN.view(*x.shape[:-1], y_MN.shape[-1])
+        y: Tensor = y_MN.view(*x.shape[:-1], y_MN.shape[-1])
+        return y

@@ -31,7 +31,8 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        return load_file(self.path / f"{name}.safetensors")
+        tensors: dict[str, Tensor] = load_file(self.path / f"{name}.safetensors")
+        return tensors
 
 
 def save(root: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int, best: int | None) -> Path:
@@ -112,7 +113,7 @@ def open_valid(path: Path) -> Checkpoint | None:
 
 def newest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The highest step whose every byte is right, and a sentence for each newer one that was passed over."""
-    broken = []
+    broken: list[str] = []
     for step, path in reversed(steps_of(root)):
         problem = problem_of(path)
         if problem is None:

@@ -33,7 +33,15 @@ from tunesmith.runs import RunFolder, now
 from tunesmith.training import checkpoint, distributed
 from tunesmith.training.distributed import all_ranks, sum_gradients
 from tunesmith.training.method import Tuned, build
-from tunesmith.training.optim import build_optimizer, clip_grad_norm, learning_rate, load_optimizer_tensors, optimizer_tensors, schedule, set_lr
+from tunesmith.training.optim import (
+    build_optimizer,
+    clip_grad_norm,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    schedule,
+    set_lr,
+)
 
 
 @dataclass
@@ -76,14 +84,25 @@ def prepare(run: Run, name: str) -> Ready:
     tuned = build(run, name)
     context = tuned.loaded.context
     if context is not None and run.training.max_length > context:
-        raise BadInput(f"the model was made for {context:,} positions", where=f"training.max_length: {run.training.max_length}", fix=f"training.max_length: {context}")
+        raise BadInput(
+            f"the model was made for {context:,} positions",
+            where=f"training.max_length: {run.training.max_length}",
+            fix=f"training.max_length: {context}",
+        )
     renderer = Renderer(tuned.loaded.tokenizer, run.data.template, tuned.loaded.eos_ids)
     rows = load_rows(run.data, run.training, renderer)
     steps_per_epoch = math.ceil(len(rows.train) / run.training.batch_size)
     steps = run.training.steps or max(1, math.ceil(run.training.epochs * steps_per_epoch))
     rate, reason = learning_rate(run, tuned.loaded.model.config.get_text_config().hidden_size)
-    plan = Plan(steps, run.training.validate_every or min(steps, steps_per_epoch), run.training.save_every or min(steps, steps_per_epoch), rate)
-    said = [*rows.said, *tuned.said, reason, f"{steps:,} steps of {min(run.training.batch_size, len(rows.train))} examples; {steps_per_epoch:,} steps see every example once"]
+    plan = Plan(
+        steps, run.training.validate_every or min(steps, steps_per_epoch), run.training.save_every or min(steps, steps_per_epoch), rate
+    )
+    said = [
+        *rows.said,
+        *tuned.said,
+        reason,
+        f"{steps:,} steps of {min(run.training.batch_size, len(rows.train))} examples; {steps_per_epoch:,} steps see every example once",
+    ]
     return Ready(run, tuned, renderer, rows, plan, said)
 
 
@@ -98,7 +117,9 @@ def resume(folder: RunFolder) -> RunFolder:
     """Continue a run from its newest valid checkpoint; the result is bit-equal to the run that never stopped."""
     status = folder.status()
     if status.get("state") == "done":
-        raise BadInput("this run is done", where=str(folder.path), fix=f"tunesmith eval {folder.path}, or a new run with lora.continue_from")
+        raise BadInput(
+            "this run is done", where=str(folder.path), fix=f"tunesmith eval {folder.path}, or a new run with lora.continue_from"
+        )
     run = folder.run().model_copy(update={"output": str(folder.path)})  # the folder may have been moved
     return _train(folder, run)
 
@@ -140,7 +161,9 @@ def _steps(
     leader = distributed.rank() == 0
     model = ready.tuned.loaded.model
     device = next(iter(parameters.values())).device
-    rows = StepRows(ready.rows.train, run.training.batch_size, run.training.seed, run.training.micro_batch_tokens, run.training.micro_batch_size)
+    rows = StepRows(
+        ready.rows.train, run.training.batch_size, run.training.seed, run.training.micro_batch_tokens, run.training.micro_batch_size
+    )
     board = _tensorboard(folder, run) if leader else None
     saved_at = first
     with progress("training" if leader else "", plan.steps, "step", done=first) as bar:
@@ -193,7 +216,9 @@ def _steps(
                 command = f"tunesmith resume {shlex.quote(str(folder.path))}"
                 if leader:
                     folder.set_status(state="interrupted", step=saved_at, resume_command=command, ended=now())
-                raise Interrupted(f"stopped after step {taken:,} of {plan.steps:,}; everything is saved", where=str(folder.path), fix=command)
+                raise Interrupted(
+                    f"stopped after step {taken:,} of {plan.steps:,}; everything is saved", where=str(folder.path), fix=command
+                )
     if board is not None:
         board.close()
 
@@ -228,7 +253,9 @@ def _validate(folder: RunFolder, ready: Ready, scored: Scored, taken: int, state
     if distributed.rank() == 0:
         folder.log({"step": taken, "validation_loss": loss})
         _to_board(board, {"step": taken, "validation_loss": loss})
-        say(f"step {taken:,}: validation loss {loss:.4f}{', the best so far' if better else f', best {state.best_loss:.4f} at step {state.best_step:,}'}")
+        say(
+            f"step {taken:,}: validation loss {loss:.4f}{', the best so far' if better else f', best {state.best_loss:.4f} at step {state.best_step:,}'}"
+        )
         if state.stopped_early:
             say(f"stopped early: {patience} validations without a better one")
 
@@ -265,8 +292,18 @@ def _stop_if_not_finite(folder: RunFolder, loss: float, grad_norm: float, step: 
 def _save(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, taken: int, state: State) -> None:
     if distributed.rank() == 0:
         parameters = ready.tuned.parameters
-        files = {ready.tuned.weights_file: {n: p.detach() for n, p in parameters.items()}, "optimizer": optimizer_tensors(optimizer, parameters)}
-        checkpoint.save(folder.checkpoints, taken, files, {"state": asdict(state), "steps": ready.plan.steps}, ready.run.training.keep_checkpoints, state.best_step)
+        files = {
+            ready.tuned.weights_file: {n: p.detach() for n, p in parameters.items()},
+            "optimizer": optimizer_tensors(optimizer, parameters),
+        }
+        checkpoint.save(
+            folder.checkpoints,
+            taken,
+            files,
+            {"state": asdict(state), "steps": ready.plan.steps},
+            ready.run.training.keep_checkpoints,
+            state.best_step,
+        )
         folder.set_status(step=taken, steps=ready.plan.steps)
     distributed.barrier()
 
@@ -295,7 +332,9 @@ def _restore(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, 
 def _load_weights(tuned: Tuned, found: checkpoint.Checkpoint) -> None:
     tensors = found.tensors(tuned.weights_file)
     if set(tensors) != set(tuned.parameters):
-        raise BadInput("the checkpoint holds other tensors than this run trains", where=str(found.path), fix="restore config.yaml, or start a new run")
+        raise BadInput(
+            "the checkpoint holds other tensors than this run trains", where=str(found.path), fix="restore config.yaml, or start a new run"
+        )
     for name, parameter in tuned.parameters.items():
         parameter.copy_(tensors[name])
 
@@ -328,7 +367,11 @@ def _finish(folder: RunFolder, ready: Ready, state: State, seconds: float, tell:
     if step != last:
         found = checkpoint.open_valid(folder.checkpoints / f"step-{step:08d}")
         if found is None:
-            raise MachineFailed("the best checkpoint was changed on disk", where=f"{folder.checkpoints}/step-{step:08d}", fix="train again, or use the newest checkpoint")
+            raise MachineFailed(
+                "the best checkpoint was changed on disk",
+                where=f"{folder.checkpoints}/step-{step:08d}",
+                fix="train again, or use the newest checkpoint",
+            )
         _load_weights(ready.tuned, found)
         tell(f"using step {step:,}, the best by validation (the last is {last:,})")
     if distributed.rank() == 0:
@@ -382,8 +425,10 @@ def _tensorboard(folder: RunFolder, run: Run) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise BadInput("TensorBoard is not installed", where="training.tensorboard: true", fix='pip install "tunesmith[tensorboard]"') from None
-    return SummaryWriter(str(folder.path / "tensorboard"))  # type: ignore[no-untyped-call]
+        raise BadInput(
+            "TensorBoard is not installed", where="training.tensorboard: true", fix='pip install "tunesmith[tensorboard]"'
+        ) from None
+    return SummaryWriter(str(folder.path / "tensorboard"))
 
 
 def _to_board(board: Any, line: Mapping[str, Any]) -> None:
@@ -391,5 +436,3 @@ def _to_board(board: Any, line: Mapping[str, Any]) -> None:
         for key, value in line.items():
             if key != "step":
                 board.add_scalar(key, value, line["step"])
-
-

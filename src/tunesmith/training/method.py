@@ -1,8 +1,8 @@
 """What full and LoRA fine-tuning differ in: which tensors are trained, and which files they become. The loop sees neither.
 
-    tuned = build(run, name="spam")
-    tuned.parameters            # name in the checkpoint → float32 tensor with a gradient
-    tuned.save(folder / "adapter", facts)
+tuned = build(run, name="spam")
+tuned.parameters            # name in the checkpoint → float32 tensor with a gradient
+tuned.save(folder / "adapter", facts)
 """
 
 import json
@@ -76,7 +76,11 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
     model, config = loaded.model, run.lora
     if config.continue_from is not None:
         found = load_adapter(model, name, Path(config.continue_from), trainable=True)
-        if (found.config["r"], float(found.config["lora_alpha"]), bool(found.config.get("use_rslora"))) != (config.rank, config.resolved_alpha, config.rslora):
+        if (found.config["r"], float(found.config["lora_alpha"]), bool(found.config.get("use_rslora"))) != (
+            config.rank,
+            config.resolved_alpha,
+            config.rslora,
+        ):
             raise BadInput(
                 f"the adapter to continue has rank {found.config['r']}, alpha {found.config['lora_alpha']:g}; this run asks for rank {config.rank}, "
                 f"alpha {config.resolved_alpha:g}", where=f"lora.continue_from: {config.continue_from}",
@@ -102,7 +106,9 @@ def _full(run: Run, loaded: Loaded, compute: torch.dtype) -> Tuned:
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     n_trained, n_all = sum(p.numel() for p in chosen.values()), sum(p.numel() for p in every.values())
-    said = [f"{n_trained:,} of {n_all:,} weights and biases trained ({n_trained / n_all:.2%}), float32 masters, products in {str(compute).removeprefix('torch.')}"]
+    said = [
+        f"{n_trained:,} of {n_all:,} weights and biases trained ({n_trained / n_all:.2%}), float32 masters, products in {str(compute).removeprefix('torch.')}"
+    ]
     base_fingerprint = fingerprint(model)
 
     def write(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -124,7 +130,9 @@ def _named_part(model: nn.Module, every: Mapping[str, nn.Parameter], part: str |
     if part == "biases":
         names = [name for name in every if name.endswith("bias")]
         if not names:
-            raise BadInput("this model has no biases", where="full.train: biases", fix="full.train: all, a number of last layers, or patterns")
+            raise BadInput(
+                "this model has no biases", where="full.train: biases", fix="full.train: all, a number of last layers, or patterns"
+            )
         return names
     if isinstance(part, int):
         stacks = {path: m for path, m in model.named_modules() if isinstance(m, nn.ModuleList)}

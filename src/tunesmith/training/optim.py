@@ -1,8 +1,8 @@
 """The optimizer, the learning rate and its schedule.
 
-    rate, reason = learning_rate(run, width=576)
-    optimizer = build_optimizer(parameters, run.training, rate)
-    set_lr(optimizer, rate * schedule(step, steps, run.training))
+rate, reason = learning_rate(run, width=576)
+optimizer = build_optimizer(parameters, run.training, rate)
+set_lr(optimizer, rate * schedule(step, steps, run.training))
 """
 
 import math
@@ -29,7 +29,10 @@ def learning_rate(run: Run, width: int) -> tuple[float, str]:
         rate = _two_digits(full)
         return rate, f"learning rate {rate:g}: 1e-4 for full fine-tuning of a model 2000 wide, times sqrt(2000 / {width}) for this one"
     rate = _two_digits(10 * full)
-    return rate, f"learning rate {rate:g}: ten times that of full fine-tuning ({_two_digits(full):g} at width {width}), as LoRA's best rate is about 10x"
+    return (
+        rate,
+        f"learning rate {rate:g}: ten times that of full fine-tuning ({_two_digits(full):g} at width {width}), as LoRA's best rate is about 10x",
+    )
 
 
 def _two_digits(value: float) -> float:
@@ -58,7 +61,9 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConf
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     others = [p for p in parameters.values() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
+    )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -1,0 +1,81 @@
+"""Base and tuned model measured on the same rows, by the model's own words and by its loss."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunesmith.config import LoraConfig
+from tunesmith.data.conversation import Conversation, Message
+from tunesmith.data.template import Renderer
+from tunesmith.errors import BadInput
+from tunesmith.evaluation.score import max_new_tokens_for, measure, test_rows
+from tunesmith.model.adapters import adapter_parameters, attach
+from tunesmith.model.load import load_model
+
+ROWS = [("free prize", "spam"), ("lunch later", "ham"), ("call me", "ham"), ("win a prize now", "spam")]
+
+
+def conversations(rows: list[tuple[str, str]]) -> list[Conversation]:
+    return [Conversation((Message("user", p, False), Message("assistant", a, True)), f"f:{i}") for i, (p, a) in enumerate(rows, 1)]
+
+
+@pytest.fixture
+def opened(tiny_model: Path):
+    loaded = load_model(str(tiny_model), "float32")
+    return loaded, Renderer(loaded.tokenizer, eos_ids=loaded.eos_ids)
+
+
+def test_the_loss_is_that_of_every_answer_token_once(opened):
+    loaded, renderer = opened
+    rows = test_rows(conversations(ROWS), renderer, loaded.context)
+    measured = measure(loaded.model, rows, renderer, adapter=None, title="base")
+    total, count = 0.0, 0
+    for example in rows.examples:  # one row at a time, with transformers' own logits
+        ids = torch.from_numpy(example.ids).long()[None]
+        logs = torch.log_softmax(loaded.model(input_ids=ids).logits[0].double(), -1)
+        for t in range(len(example) - 1):
+            if example.trained[t + 1]:
+                total, count = total - float(logs[t, ids[0, t + 1]]), count + 1
+    assert measured.metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+    n_bytes = sum(len(answer.encode()) for _, answer in ROWS)
+    assert measured.metrics["bits_per_byte"] == pytest.approx(total / 0.693147 / n_bytes, rel=1e-4)
+    assert measured.metrics["accuracy"] == 0.0  # random weights know no labels
+    assert 0.0 <= measured.metrics["stop_rate"] <= 1.0
+
+
+def test_the_adapter_is_measured_and_not_the_base(opened):
+    loaded, renderer = opened
+    rows = test_rows(conversations(ROWS), renderer, loaded.context)
+    base = measure(loaded.model, rows, renderer, adapter=None, title="base").metrics["loss"]
+    attach(loaded.model, "tuned", LoraConfig(rank=4), seed=0)
+    assert measure(loaded.model, rows, renderer, adapter="tuned", title="tuned").metrics["loss"] == base  # B = 0
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(loaded.model, "tuned").items():
+            if name.endswith("lora_B.weight"):
+                parameter.fill_(0.05)
+    assert measure(loaded.model, rows, renderer, adapter="tuned", title="tuned").metrics["loss"] != base
+    assert measure(loaded.model, rows, renderer, adapter=None, title="base").metrics["loss"] == base
+
+
+def test_raw_text_has_a_loss_and_no_answers(opened):
+    loaded, renderer = opened
+    rows = test_rows([Conversation((Message("text", "free lunch today", True),), "f:1")], renderer, loaded.context)
+    measured = measure(loaded.model, rows, renderer, adapter=None, title="base")
+    assert set(measured.metrics) == {"loss", "perplexity", "bits_per_byte"}
+    assert measured.answers == []
+
+
+def test_no_rows_and_rows_of_two_kinds_are_refused(opened):
+    loaded, renderer = opened
+    with pytest.raises(BadInput, match="no test rows"):
+        test_rows([], renderer, loaded.context)
+    with pytest.raises(BadInput, match="raw text and some have answers"):
+        test_rows([*conversations(ROWS), Conversation((Message("text", "x", True),), "f:9")], renderer, loaded.context)
+
+
+def test_answers_get_room_for_a_little_more_than_the_longest_reference(opened):
+    loaded, renderer = opened
+    rows = test_rows(conversations([*ROWS, ("a", "yes " * 30)]), renderer, loaded.context)
+    assert rows.longest_answer_tokens < max_new_tokens_for(rows, None) < 2 * rows.longest_answer_tokens
+    assert max_new_tokens_for(rows, 7) == 7

@@ -1,0 +1,109 @@
+import json
+
+import pytest
+import yaml
+
+from tunesmith.config import Run, known_keys, load_run
+from tunesmith.errors import BadInput
+from tunesmith.starter import PROMPTS_FOR_SHARES, commented, write_starter
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Write `content` as a file, make a starter config for it and read it back: (data section, sentences)."""
+
+    def make(name, content, header=True, quoting=True, model="acorn"):
+        path, output = tmp_path / name, tmp_path / "made/starter.yaml"
+        path.write_text(content, encoding="utf-8")
+        said = write_starter(str(path), output, model, header, quoting)
+        run, converted = load_run(output)
+        assert converted == [] and run.data.train == str(path)
+        return run, said
+
+    return make
+
+
+def rows(n=40, **columns):
+    return "".join(json.dumps({name: make(i) for name, make in columns.items()}) + "\n" for i in range(n))
+
+
+def test_every_key_stands_in_the_file_once_with_its_reason():
+    filled = {"model": "acorn", "output": "runs/x", "data": {"train": "x.jsonl"}}
+    text = commented(filled)
+    assert yaml.safe_load(text) == filled, "what is not given is a comment"
+    uncommented = "\n".join(line.replace("# ", "", 1) if line.lstrip().startswith("# ") else line for line in text.splitlines())
+    everything = yaml.safe_load(uncommented)
+    dotted = {f"{k}.{i}" for k, v in everything.items() if isinstance(v, dict) for i in v} | {
+        k for k, v in everything.items() if not isinstance(v, dict)
+    }
+    assert dotted == set(known_keys())
+    assert all(field.description in text for field in known_keys().values() if field.description)
+    assert Run.model_validate(everything) == Run.model_validate(filled), "the defaults that are shown are the defaults"
+
+
+def test_a_template_with_line_breaks_and_quotes_survives():
+    prompt = 'Spam: yes or no?\n\n"{text}" # really'
+    text = commented({"model": "m", "output": "o", "data": {"train": "t", "prompt": prompt, "columns": ["a b", "c: d"]}})
+    assert yaml.safe_load(text)["data"] == {"train": "t", "prompt": prompt, "columns": ["a b", "c: d"]}
+
+
+def test_recognised_columns_need_no_templates(start):
+    run, said = start("qa.jsonl", rows(question=lambda i: f"what is {i}?", answer=str))
+    assert (run.data.prompt, run.data.completion, run.data.validation, run.data.test) == (None, None, 0.1, 0.2)
+    assert not any("guessed" in line for line in said)
+
+
+def test_a_file_without_a_header_gets_names_from_what_its_columns_hold(start):
+    content = "".join(f'{"spam" if i % 5 == 0 else "ham"}\tmessage {i} with a stray " quote\n' for i in range(40))
+    run, said = start("sms.tsv", content, header=False, quoting=False)
+    assert (run.data.columns, run.data.header, run.data.quoting) == (["label", "text"], False, False)
+    assert (run.data.prompt, run.data.completion) == ("{text}", "{label}")
+    assert any(line.startswith("guessed: text is the prompt and label the answer") for line in said)
+
+
+def test_the_answer_is_the_column_called_like_one_and_a_text_is_asked_before_a_structure(start):
+    make = {"text": lambda i: f"play song {i}", "intent": lambda i: "PlayMusic", "slots": lambda i: {"song": f"a long name of a song {i}"}}
+    run, _ = start("snips.jsonl", rows(**make))
+    assert (run.data.prompt, run.data.completion) == ("{text}", "{intent}")
+
+
+def test_without_telling_names_the_answer_has_the_fewest_values_and_the_prompt_the_longest(start):
+    run, _ = start("x.csv", "id,sort,remark\n" + "".join(f"{i},{'ab'[i % 2]},the remark number {i}\n" for i in range(40)))
+    assert (run.data.prompt, run.data.completion) == ("{remark}", "{sort}")
+
+
+def test_a_first_line_that_looks_like_data_is_pointed_out(start):
+    _, said = start("x.csv", "".join(f"{'ham' if i % 2 == 0 else 'spam'},message {i}\n" for i in range(40)))
+    assert any("looks like data" in line and "--no-header" in line for line in said)
+
+
+def test_few_prompts_are_not_split(start):
+    run, said = start("few.jsonl", rows(n=PROMPTS_FOR_SHARES - 1, prompt=str, completion=str))
+    assert run.data.validation is None and run.data.test is None
+    assert any("too few to hold some out" in line for line in said)
+
+
+def test_a_model_with_a_short_context_gets_a_fitting_length(start, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"max_position_embeddings": 256}')
+    content = rows(prompt=str, completion=str)
+    assert start("a.jsonl", content, model=str(tmp_path / "model"))[0].training.max_length == 256
+
+
+def test_unreadable_rows_are_said_with_their_line(start):
+    _, said = start("bad.jsonl", rows(n=35, prompt=str, completion=str) + "{\n")
+    assert any("bad.jsonl:36" in line for line in said) and any("data.on_bad_row: skip" in line for line in said)
+
+
+def test_a_file_with_nothing_to_guess_is_refused_and_nothing_is_written(start, tmp_path):
+    for name, content in (("one.csv", "remark\na\nb\n"), ("empty.jsonl", "")):
+        with pytest.raises(BadInput):
+            start(name, content)
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_existing_config_is_never_replaced(tmp_path):
+    (tmp_path / "mine.yaml").write_text("precious")
+    with pytest.raises(BadInput, match="already a file"):
+        write_starter("anything", tmp_path / "mine.yaml", "acorn", True, True)
+    assert (tmp_path / "mine.yaml").read_text() == "precious"
