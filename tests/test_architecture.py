@@ -27,7 +27,19 @@ LAYERS = [
     ["chat", "demo", "doctor", "paint", "starter"],
     ["cli"],
 ]
-LIGHT = ["cli", "config", "errors", "runs", "files", "progress", "hardware", "data/formats", "data/readers", "data/conversation", "data/split"]
+LIGHT = [
+    "cli",
+    "config",
+    "errors",
+    "runs",
+    "files",
+    "progress",
+    "hardware",
+    "data/formats",
+    "data/readers",
+    "data/conversation",
+    "data/split",
+]
 
 
 def layer_of(module: str) -> int:

@@ -83,13 +83,6 @@ def test_few_prompts_are_not_split(start):
     assert any("too few to hold some out" in line for line in said)
 
 
-def test_a_model_with_a_short_context_gets_a_fitting_length(start, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text('{"max_position_embeddings": 256}')
-    content = rows(prompt=str, completion=str)
-    assert start("a.jsonl", content, model=str(tmp_path / "model"))[0].training.max_length == 256
-
-
 def test_unreadable_rows_are_said_with_their_line(start):
     _, said = start("bad.jsonl", rows(n=35, prompt=str, completion=str) + "{\n")
     assert any("bad.jsonl:36" in line for line in said) and any("data.on_bad_row: skip" in line for line in said)

@@ -1,8 +1,8 @@
 """tunesmith: fine-tune language models on your own data, full or LoRA, and measure what they learned.
 
-    import tunesmith
-    run = tunesmith.train("sms.yaml")
-    tunesmith.load("runs/sms").generate(["Is this message spam or ham? Call now to win!"])
+import tunesmith
+run = tunesmith.train("sms.yaml")
+tunesmith.load("runs/sms").generate(["Is this message spam or ham? Call now to win!"])
 """
 
 from typing import TYPE_CHECKING, Any

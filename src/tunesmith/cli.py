@@ -21,7 +21,9 @@ app = typer.Typer(
 )  # fmt: skip
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the config, as training.epochs=2; repeatable.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the config, as training.epochs=2; repeatable.")
+]
 Adapters = Annotated[list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="An adapter folder or a run; repeatable.")]
 
 
@@ -50,7 +52,9 @@ def main() -> None:
         text = f"{type(error).__name__}: {error}"
         memory = isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower()
         if memory:
-            _fail("error: out of memory\n  fix:   lower training.micro_batch_tokens or training.micro_batch_size; the step stays the same", 1)
+            _fail(
+                "error: out of memory\n  fix:   lower training.micro_batch_tokens or training.micro_batch_size; the step stays the same", 1
+            )
         _fail(f"error: {text}\n  fix:   this is a defect of tunesmith; run again with TUNESMITH_TRACEBACK=1 and report what it prints", 1)
 
 
@@ -81,7 +85,9 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     pass
 
 
@@ -287,7 +293,14 @@ def generate(
 
     opened = api.load(model, _named(adapter))
     chosen = use or opened.default_adapter or (opened.adapters or ["base"])[0]
-    settings = {"adapter": chosen, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "batch_size": batch_size}
+    settings = {
+        "adapter": chosen,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
     if prompt is not None:
         typer.echo(opened.generate([prompt], **settings)[0])  # type: ignore[arg-type]
         return

@@ -22,7 +22,7 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -103,7 +103,11 @@ class TrainingConfig(Section):
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW, decay of the second moment")
     epsilon: float = Field(1e-8, gt=0, description="AdamW, added to the root of the second moment")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    max_length: int = Field(512, ge=8, description="tokens of the longest example; see data.on_too_long")
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="tokens of the longest example (see data.on_too_long); by default 512, or what the model was made for if less",
+    )
     seed: int = Field(0, ge=0, description="of the order, of dropout and of the adapter's start")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the computation; masters are float32; auto: bfloat16 where the machine multiplies it fast"
@@ -316,6 +320,19 @@ def _describe(known: Mapping[str, Any], path: str) -> str:
     return f"{path}: {field.description}" if field is not None and field.description else f"see docs/configuration.md for {path}"
 
 
+def _value_of(path: str, text: str, where: str) -> Any:
+    """Text read as YAML; but for a key that takes only text, "{label}" is that text and not a YAML mapping."""
+    field = known_keys().get(path)
+    only_text = field is not None and field.annotation in (str, str | None)
+    try:
+        value = parse_yaml(text, where)
+    except BadInput:
+        if only_text:
+            return text
+        raise
+    return value if not only_text or value is None or isinstance(value, str) else text
+
+
 def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """`--set training.epochs=2`: dotted key, value read as YAML."""
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
@@ -327,7 +344,7 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
         holder = result.setdefault(section, {}) if section else result
         if not isinstance(holder, dict):
             raise BadInput(f'"{section}" is not a section', where=f"--set {override}", fix=nearest(section, sections()))
-        holder[key] = parse_yaml(text, f"--set {override}")
+        holder[key] = _value_of(path, text, f"--set {override}")
     return result
 
 
@@ -347,6 +364,19 @@ def load_run(path: str | Path, overrides: list[str] | None = None) -> tuple[Run,
     if isinstance(raw, Mapping) and overrides:
         raw = apply_overrides(dict(raw), overrides)
     return validate(raw, str(path))
+
+
+def with_absolute_paths(run: Run) -> Run:
+    """The run as its folder keeps it: local files by their whole path, so that `eval` and `resume` work from any folder."""
+
+    def whole(path: str | None) -> str | None:
+        return str(Path(path).expanduser().absolute()) if path is not None else None
+
+    data = {key: whole(value) for key in ("train", "validation", "test") if isinstance(value := getattr(run.data, key), str)}
+    model = whole(run.model) if run.model != "acorn" and Path(run.model).expanduser().exists() else run.model
+    lora = run.lora.model_copy(update={"continue_from": whole(run.lora.continue_from)})
+    output = str(Path(run.output).expanduser())
+    return run.model_copy(update={"model": model, "output": output, "data": run.data.model_copy(update=data), "lora": lora})
 
 
 def to_yaml(run: Run) -> str:

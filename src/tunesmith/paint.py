@@ -1,6 +1,6 @@
 """One example as the model sees it: every token, and whether it is trained, ignored or a control token.
 
-    tunesmith show sms.yaml --row 418
+tunesmith show sms.yaml --row 418
 """
 
 import sys

@@ -7,6 +7,7 @@ RunFolder.open("runs/sms").metrics()
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import __version__
-from tunesmith.config import Run, load_run, to_yaml
+from tunesmith.config import Run, load_run, to_yaml, with_absolute_paths
 from tunesmith.errors import BadInput, nearest
 from tunesmith.files import explain_disk, write_json, write_text
 
@@ -28,17 +29,31 @@ class RunFolder:
     @classmethod
     def create(cls, run: Run, command: str = "") -> "RunFolder":
         """A new run folder with its config on disk; refuses a folder that holds anything already."""
+        run = with_absolute_paths(run)
         path = Path(run.output)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not cls(path)._never_began() and (not path.is_dir() or any(path.iterdir())):
             if (path / "config.yaml").is_file():
-                raise BadInput("this folder already holds a run", where=str(path), fix=f"tunesmith resume {path}, or another output")
+                raise BadInput(
+                    "this folder already holds a run", where=str(path), fix=f"tunesmith resume {shlex.quote(str(path))}, or another output"
+                )
             raise BadInput("the output folder is not empty", where=str(path), fix="choose another output")
         with explain_disk(path):
             path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
+        (path / "status.json").unlink(missing_ok=True)  # of a run that never began
         write_text(path / "config.yaml", to_yaml(run))
-        folder.set_status(state="running", version=__version__, command=command, started=now(), resume_command=f"tunesmith resume {path}")
+        resume = f"tunesmith resume {shlex.quote(str(path))}"
+        folder.set_status(state="running", version=__version__, command=command, started=now(), resume_command=resume)
         return folder
+
+    def _never_began(self) -> bool:
+        """Whether all that is here are the config and the status of a run that failed before its first step."""
+        try:
+            return {p.name for p in self.path.iterdir()} - {".lock"} == {"config.yaml", "status.json"} and self.status().get(
+                "state"
+            ) == "failed"
+        except OSError:
+            return False
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":

@@ -49,7 +49,7 @@ def write_starter(data: str, output: Path, model: str, header: bool, quoting: bo
         )
     filled: dict[str, Any] = {
         "model": model, "method": "lora", "output": f"runs/{Path(data).name.split('.')[0] or 'run'}",
-        "data": {"train": data, **settings, **shares}, "training": _training(model),
+        "data": {"train": data, **settings, **shares},
     }  # fmt: skip
     with explain_disk(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -59,16 +59,6 @@ def write_starter(data: str, output: Path, model: str, header: bool, quoting: bo
 
 def _read(data: str, settings: dict[str, Any]) -> formats.Read:
     return formats.read_conversations(DataConfig(train=data, on_bad_row="skip", **settings))
-
-
-def _training(model: str) -> dict[str, Any]:
-    """A context shorter than the default length of an example; told from a local model's config, without opening the model."""
-    try:
-        context = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    default = known_keys()["training.max_length"].default
-    return {"max_length": context} if isinstance(context, int) and 8 <= context < default else {}
 
 
 # --- which column is what -------------------------------------------------------------------------------------------------

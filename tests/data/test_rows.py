@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.conftest import byte_level_tokenizer
 
-from tunesmith.config import DataConfig, TrainingConfig
-from tunesmith.data.rows import load_parts, load_rows
+from tunesmith.config import DataConfig
+from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 
@@ -20,6 +20,10 @@ def rows_file(path: Path, prompts: list[str]) -> str:
 
 def config(train: str, **more: Any) -> DataConfig:
     return DataConfig.model_validate({"train": train, **more})
+
+
+def rows_of(data: DataConfig, max_length: int = 64) -> Rows:
+    return load_rows(load_parts(data), data, max_length, Renderer(byte_level_tokenizer()))
 
 
 def test_shares_split_the_file_and_copies_of_a_row_stay_together(tmp_path: Path):
@@ -43,7 +47,7 @@ def test_rows_of_a_test_file_are_removed_from_training_and_counted(tmp_path: Pat
 
 def test_dropped_duplicates_and_long_rows_are_counted_and_said(tmp_path: Path):
     train = rows_file(tmp_path / "a.jsonl", ["free", "free", "lunch", "call me " * 60])
-    rows = load_rows(config(train, duplicates="drop", on_too_long="drop"), TrainingConfig(max_length=64), Renderer(byte_level_tokenizer()))
+    rows = rows_of(config(train, duplicates="drop", on_too_long="drop"))
     assert len(rows.train) == 2
     assert (rows.counts["duplicates_dropped"], rows.counts["too_long_dropped"]) == (1, 1)
     assert any("1 training examples longer than 64 tokens dropped; the first: a.jsonl:4" in line for line in rows.said)
@@ -52,7 +56,7 @@ def test_dropped_duplicates_and_long_rows_are_counted_and_said(tmp_path: Path):
 
 def test_removing_everything_is_an_error(tmp_path: Path):
     train = rows_file(tmp_path / "a.jsonl", ["free"])
-    with pytest.raises(BadInput, match="no row is left"):
+    with pytest.raises(BadInput, match="every training row is also in"):
         load_parts(config(train, test=rows_file(tmp_path / "b.jsonl", ["free"])))
 
 
@@ -81,10 +85,20 @@ def test_a_limit_takes_that_many_training_rows_and_leaves_the_held_out_ones(tmp_
 
 def test_a_row_of_many_megabytes_is_treated_before_it_is_tokenised(tmp_path: Path):
     train = rows_file(tmp_path / "a.jsonl", ["free", "call " * 1_000_000])
-    renderer, training = Renderer(byte_level_tokenizer()), TrainingConfig(max_length=64)
     with pytest.raises(BadInput, match="far longer than") as caught:
-        load_rows(config(train), training, renderer)
+        rows_of(config(train))
     assert caught.value.where.startswith("a.jsonl:2: more than ")
-    assert load_rows(config(train, on_too_long="drop"), training, renderer).counts["too_long_dropped"] == 1
+    assert rows_of(config(train, on_too_long="drop")).counts["too_long_dropped"] == 1
     with pytest.raises(BadInput, match="the prompt is"):  # truncated, nothing of its answer would be left
-        load_rows(config(train, on_too_long="truncate"), training, renderer)
+        rows_of(config(train, on_too_long="truncate"))
+
+
+def test_a_long_text_is_cut_into_windows_in_which_every_token_is_learned_once(tmp_path: Path):
+    book = tmp_path / "book.txt"
+    book.write_text("free lunch today " * 100)
+    rows = rows_of(config(str(book)))
+    [whole] = Renderer(byte_level_tokenizer()).render(load_parts(config(str(book))).train[0])
+    assert max(len(e) for e in rows.train) == 64
+    learned = [int(i) for e in rows.train for i, t in zip(e.ids[1:], e.trained[1:], strict=True) if t]
+    assert learned == whole.ids[1:].tolist()
+    assert any(f"1 training texts cut into {len(rows.train)} windows" in line for line in rows.said)

@@ -90,6 +90,14 @@ def fit(examples: Sequence[Example], max_length: int, on_too_long: str) -> Fitte
     return Fitted(kept, dropped, truncated)
 
 
+def windows(example: Example, max_length: int) -> list[Example]:
+    """A long text in pieces of at most `max_length` tokens; neighbours share one token, so that every token but the first is a label once."""
+    if len(example) <= max_length:
+        return [example]
+    starts = range(0, len(example) - 1, max_length - 1)
+    return [Example(example.ids[s : s + max_length], example.trained[s : s + max_length], example.source) for s in starts]
+
+
 def next_token_labels(ids: Sequence[int], trained: Sequence[bool] | Sequence[int], length: int) -> list[int]:
     """labels[t] = ids[t + 1] where that token is trained, else -100; padded to `length` with -100."""
     labels = [int(i) if t else IGNORED for i, t in zip(ids[1:], trained[1:], strict=True)]

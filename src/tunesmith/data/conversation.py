@@ -26,6 +26,11 @@ class Conversation:
     fields: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
+    def is_text(self) -> bool:
+        """Raw text: one turn, no question and no answer."""
+        return len(self.messages) == 1 and self.messages[0].role == "text"
+
+    @property
     def prompt(self) -> tuple[Message, ...]:
         """The turns before the last answer: what the model is given when it is evaluated."""
         return self.messages[: self._last_answer()]

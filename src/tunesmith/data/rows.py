@@ -1,9 +1,11 @@
 """From files to rows ready for training: read, de-duplicate, split, render, fit; everything that was left out is counted.
 
-rows = load_rows(run.data, run.training, renderer)
-rows.train            # list[Example]
-rows.test             # list[Conversation]: prompts and reference answers for the figures
-rows.said, rows.counts
+    parts = load_parts(run.data)                              # conversations for training, validation and test
+    rows = load_rows(parts, run.data, max_length=512, renderer=renderer)
+    rows.train                                                # list[Example]
+    rows.said, rows.counts                                    # what to print, what to keep
+
+No model is needed for the first step, so a wrong path is found before one is loaded.
 """
 
 from collections.abc import Sequence
@@ -12,8 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import DataConfig, TrainingConfig
-from tunesmith.data.batches import Fitted, fit, render_all
+from tunesmith.config import DataConfig
+from tunesmith.data.batches import Fitted, fit, render_all, windows
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.formats import read_conversations
 from tunesmith.data.split import drop_duplicates, remove_overlap, split
@@ -94,7 +96,11 @@ def load_parts(config: DataConfig) -> Parts:
         train = split(train, validation=None, test=config.limit / n_all, seed=seed, stratify=config.stratify).test
         said.append(f"{len(train):,} of {n_all:,} training rows used (data.limit: {config.limit:,})")
     if not train:
-        raise BadInput("no row is left to train on", where=config.train, fix="smaller shares for validation and test, or more data")
+        held_by_file = counts["overlap_removed"] > 0
+        raise BadInput(
+            "every training row is also in the validation or test file" if held_by_file else "no row is left to train on", where=config.train,
+            fix="give other rows to train on" if held_by_file else "smaller shares for validation and test, or more data",
+        )  # fmt: skip
     counts |= {"train": len(train), "validation": len(held["validation"]), "test": len(held["test"])}
     return Parts(train, held["validation"], held["test"], said, counts, files)
 
@@ -114,7 +120,7 @@ def _without_giants(
     kept, dropped = [], []
     for conversation in conversations:
         least = renderer.least_tokens(conversation)
-        if least <= max_length:
+        if conversation.is_text or least <= max_length:
             kept.append(conversation)
         elif on_too_long == "drop":
             dropped.append(conversation.source)
@@ -128,28 +134,35 @@ def _without_giants(
     return kept, dropped
 
 
-def load_rows(config: DataConfig, training: TrainingConfig, renderer: Renderer) -> Rows:
-    """Conversations rendered to ids, with the policy for long ones applied to what is trained and validated on."""
-    parts = load_parts(config)
+def load_rows(parts: Parts, config: DataConfig, max_length: int, renderer: Renderer) -> Rows:
+    """Conversations rendered to ids; the policy for long ones is applied to what is trained and validated on.
+
+    Raw text has no answer that a cut could lose: it is cut into windows of `max_length` tokens, each token learned once.
+    """
     said, counts = list(parts.said), dict(parts.counts)
     said.append(renderer.describe())
 
     def examples(name: str, conversations: Sequence[Conversation]) -> list[Example]:
-        possible, far_too_long = _without_giants(conversations, renderer, training.max_length, config.on_too_long)
+        possible, far_too_long = _without_giants(conversations, renderer, max_length, config.on_too_long)
         with progress(f"rendering {name}", len(possible)) as bar:
             rendered = render_all(possible, renderer, lambda n: bar.advance(256))
-        fitted: Fitted = fit(rendered, training.max_length, config.on_too_long)
+        texts = {c.source for c in possible if c.is_text}
+        cut = [window for example in rendered for window in (windows(example, max_length) if example.source in texts else [example])]
+        if len(cut) > len(rendered):
+            counts["text_windows"] = counts.get("text_windows", 0) + len(cut)
+            said.append(f"{len(rendered):,} {name} texts cut into {len(cut):,} windows of at most {max_length} tokens")
+        fitted: Fitted = fit(cut, max_length, config.on_too_long)
         for kind, sources in (("dropped", [*far_too_long, *fitted.dropped]), ("truncated", fitted.truncated)):
             if sources:
                 counts[f"too_long_{kind}"] = counts.get(f"too_long_{kind}", 0) + len(sources)
-                said.append(f"{len(sources):,} {name} examples longer than {training.max_length} tokens {kind}; the first: {sources[0]}")
+                said.append(f"{len(sources):,} {name} examples longer than {max_length} tokens {kind}; the first: {sources[0]}")
         return fitted.examples
 
     train = examples("training", parts.train)
     validation = examples("validation", parts.validation) if parts.validation else []
     if not train:
         raise BadInput("every example is longer than training.max_length", where=config.train, fix="raise training.max_length")
-    if len(train) > len(parts.train):
+    if len(train) > len(parts.train) and "text_windows" not in counts:
         said.append(
             f"{len(parts.train):,} conversations became {len(train):,} examples: the template rewrites earlier turns, so each answer is its own example"
         )

@@ -116,7 +116,7 @@ class Renderer:
 
     def render(self, conversation: Conversation) -> list[Example]:
         """One example; or one for each trained turn where the template rewrites earlier turns (Qwen3 drops earlier thinking)."""
-        if len(conversation.messages) == 1 and conversation.messages[0].role == "text":
+        if conversation.is_text:
             return [self._text(conversation)]
         if self.mode == "plain":
             return [self._plain(conversation)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.data.batches import IGNORED, collate, cut, fit
+from tunesmith.data.batches import IGNORED, collate, cut, fit, windows
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
@@ -54,14 +54,19 @@ def test_rows(conversations: Sequence[Conversation], renderer: Renderer, context
     if not conversations:
         raise BadInput("there are no test rows", where="data.test", fix="data.test: 0.1, or a file")
     for conversation in conversations:
-        if context is not None and (least := renderer.least_tokens(conversation)) > context:
+        if context is not None and not conversation.is_text and (least := renderer.least_tokens(conversation)) > context:
             raise BadInput(
                 f"a test row is longer than the model's {context:,} positions", where=f"{conversation.source}: more than {least:,} tokens",
                 fix="leave the row out of the test rows",
             )  # fmt: skip
-    rendered = [example for conversation in conversations for example in renderer.render(conversation)]
+    rendered = [
+        window
+        for conversation in conversations
+        for example in renderer.render(conversation)
+        for window in (windows(example, context) if conversation.is_text and context is not None else [example])
+    ]
     fitted = fit(rendered, context or 1 << 30, "error")
-    answered = [c for c in conversations if c.messages[0].role != "text"]
+    answered = [c for c in conversations if not c.is_text]
     if answered and len(answered) != len(conversations):
         raise BadInput("some test rows are raw text and some have answers", where=answered[0].source, fix="test on one kind at a time")
     prompts = [renderer.prompt_ids(c.prompt, c.source) for c in answered]

@@ -268,6 +268,8 @@ class AdapterFile:
 
 def read_adapter(folder: Path) -> AdapterFile:
     """Open an adapter folder, ours or PEFT's; refuses what this version would ignore."""
+    if (folder / "config.yaml").is_file() and (folder / "adapter").is_dir():
+        raise BadInput("this folder is a run, not an adapter", where=str(folder), fix=f"use {folder / 'adapter'}")
     config_path, weights_path = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not folder.is_dir():
         raise BadInput("there is no such adapter folder", where=str(folder), fix="a run keeps its adapter in RUN/adapter")

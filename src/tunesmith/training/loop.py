@@ -9,6 +9,7 @@ After the loop the folder holds adapter/ (or model/): the best checkpoint by val
 import math
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +21,12 @@ from typing import Any
 
 import torch
 
-from tunesmith.config import Run
+from tunesmith.config import Run, with_absolute_paths
 from tunesmith.data.batches import StepRows, collate, cut
-from tunesmith.data.rows import Rows, load_rows
+from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Example, Renderer
-from tunesmith.errors import BadInput, Interrupted, MachineFailed
-from tunesmith.files import write_json
+from tunesmith.errors import BadInput, Interrupted, MachineFailed, TunesmithError
+from tunesmith.files import explain_disk, write_json
 from tunesmith.hardware import describe_machine, peak_memory_bytes
 from tunesmith.loss import Scored
 from tunesmith.progress import clock, progress, say
@@ -42,6 +43,8 @@ from tunesmith.training.optim import (
     schedule,
     set_lr,
 )
+
+DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass
@@ -81,16 +84,10 @@ def prepare(run: Run, name: str) -> Ready:
     """Load everything a run needs and say what it found; nothing is written."""
     distributed.start()
     torch.manual_seed(run.training.seed)
+    parts = load_parts(run.data)  # first: a wrong path should not cost the loading of a model
     tuned = build(run, name)
-    context = tuned.loaded.context
-    if context is not None and run.training.max_length > context:
-        raise BadInput(
-            f"the model was made for {context:,} positions",
-            where=f"training.max_length: {run.training.max_length}",
-            fix=f"training.max_length: {context}",
-        )
     renderer = Renderer(tuned.loaded.tokenizer, run.data.template, tuned.loaded.eos_ids)
-    rows = load_rows(run.data, run.training, renderer)
+    rows = load_rows(parts, run.data, _max_length(run.training.max_length, tuned.loaded.context), renderer)
     steps_per_epoch = math.ceil(len(rows.train) / run.training.batch_size)
     steps = run.training.steps or max(1, math.ceil(run.training.epochs * steps_per_epoch))
     rate, reason = learning_rate(run, tuned.loaded.model.config.get_text_config().hidden_size)
@@ -106,11 +103,22 @@ def prepare(run: Run, name: str) -> Ready:
     return Ready(run, tuned, renderer, rows, plan, said)
 
 
+def _max_length(asked: int | None, context: int | None) -> int:
+    """Tokens of the longest example: as asked if the model was made for it, otherwise 512 or what the model was made for."""
+    if asked is None:
+        return min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
+    if context is not None and asked > context:
+        raise BadInput(
+            f"the model was made for {context:,} positions", where=f"training.max_length: {asked}", fix=f"training.max_length: {context}"
+        )
+    return asked
+
+
 def train(run: Run, command: str = "") -> RunFolder:
     """Fine-tune as `run` says into a new run folder, which is returned."""
     distributed.start()
-    folder = RunFolder.create(run, command) if distributed.rank() == 0 else RunFolder(Path(run.output))
-    return _train(folder, run)
+    folder = RunFolder.create(run, command) if distributed.rank() == 0 else RunFolder(Path(run.output).expanduser())
+    return _train(folder, with_absolute_paths(run))
 
 
 def resume(folder: RunFolder) -> RunFolder:
@@ -128,13 +136,13 @@ def _train(folder: RunFolder, run: Run) -> RunFolder:
     begun = time.monotonic()
     leader = distributed.rank() == 0
     tell = say if leader else lambda text: None
-    try:
+    with _only_process(folder), _failure_noted(folder):
         ready = prepare(run, folder.name)
         for line in ready.said:
             tell(line)
         _same_data(folder, ready.rows)
         if leader:
-            folder.set_status(state="running", pid_started=now(), machine=describe_machine(), **_facts(ready))
+            folder.set_status(state="running", problem=None, ended=None, machine=describe_machine(), **_facts(ready))
         parameters = ready.tuned.parameters
         optimizer = build_optimizer(parameters, run.training, ready.plan.rate)
         scored = Scored(ready.tuned.loaded.model, ready.tuned.compute_dtype)
@@ -145,13 +153,39 @@ def _train(folder: RunFolder, run: Run) -> RunFolder:
         with _signals() as stop:
             _steps(folder, ready, scored, optimizer, first, state, stop, lambda: spent_before + time.monotonic() - begun)
         _finish(folder, ready, state, spent_before + time.monotonic() - begun, tell)
+    return folder
+
+
+@contextmanager
+def _failure_noted(folder: RunFolder) -> Iterator[None]:
+    """Whatever ends the run stands in its status; an interruption has already said so itself."""
+    try:
+        yield
     except Interrupted:
         raise
     except BaseException as error:
-        if leader:
-            folder.set_status(state="failed", problem=str(error).splitlines()[0] if str(error) else type(error).__name__, ended=now())
+        if distributed.rank() == 0:
+            problem = error.what if isinstance(error, TunesmithError) else str(error).strip().split("\n")[0]
+            folder.set_status(state="failed", problem=problem or type(error).__name__, ended=now())
         raise
-    return folder
+
+
+@contextmanager
+def _only_process(folder: RunFolder) -> Iterator[None]:
+    """Two processes that train the same run would write over each other; the system frees the lock however the first one ends."""
+    if distributed.rank() != 0 or sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with explain_disk(folder.path):
+        lock = (folder.path / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput("another process is training this run", where=str(folder.path), fix="wait for it, or stop it first") from None
+        yield
 
 
 def _steps(
