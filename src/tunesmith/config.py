@@ -59,6 +59,11 @@ class DataConfig(Section):
     )
     stratify: bool = Field(True, description="splits by share keep the proportions of the labels when answers are labels")
 
+    @field_validator("train", "validation", "test")
+    @classmethod
+    def _home(cls, value: float | str | None) -> float | str | None:
+        return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
+
 
 class LoraConfig(Section):
     """W = W0 + (alpha / rank) B A on a frozen base; B = 0 at the start (Hu et al. 2021, arXiv 2106.09685)."""

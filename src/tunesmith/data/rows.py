@@ -58,7 +58,7 @@ def load_parts(config: DataConfig) -> Parts:
         said.extend(found.said)
         counts["read"] += found.n_rows
         counts["skipped"] += len(found.skipped)
-        files[path] = {"rows": found.n_rows, "sha256": _sha256(Path(path))}
+        files[str(Path(path).absolute())] = {"rows": found.n_rows, "sha256": _sha256(Path(path))}
         return found.conversations
 
     train = read(config.train)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 CHUNK_TOKENS = 512  # 256 to 512 rows keep the logits of a 50k vocabulary in the cache of a CPU; see docs/log.md
+CACHED_ROWS = 16  # rows of float32 logits that are worked on at a time on a CPU, so that they stay in its cache
 
 
 def linear_nll_reference(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor) -> Tensor:
@@ -37,30 +38,42 @@ class _LinearNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, chunk_tokens: int) -> Tensor:
         want_hidden, want_head, want_bias = ctx.needs_input_grad[:3]
+        want_any = want_hidden or want_head or want_bias
         weight_VD = head_VD.to(hidden_ND.dtype)
+        n_tokens, n_words = len(hidden_ND), len(head_VD)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         d_hidden_ND = torch.empty_like(hidden_ND) if want_hidden else None
         d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if want_head else None
         d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if want_bias and bias_V is not None else None
-        for start in range(0, len(hidden_ND), chunk_tokens):
-            hidden_CD, target_C = hidden_ND[start : start + chunk_tokens], target_N[start : start + chunk_tokens]
-            logits_CV = (hidden_CD @ weight_VD.T).float()
-            if bias_V is not None:
-                logits_CV += bias_V
-            lse_C = torch.logsumexp(logits_CV, dim=-1)
-            total += (lse_C - logits_CV.gather(1, target_C[:, None])[:, 0]).sum()
-            if not (want_hidden or want_head or want_bias):
-                continue
-            # d nll / d logits = softmax - one-hot, written over the logits
-            d_logits_CV = logits_CV.sub_(lse_C[:, None]).exp_()
-            d_logits_CV.scatter_add_(1, target_C[:, None], d_logits_CV.new_full((len(target_C), 1), -1.0))
-            if d_bias_V is not None:
-                d_bias_V += d_logits_CV.sum(0)
-            d_logits_CV = d_logits_CV.to(hidden_ND.dtype)
+        # one buffer for the logits of a chunk, one float32 scratch for the few rows that are worked on: no large temporaries
+        buffer_CV = hidden_ND.new_empty(min(chunk_tokens, n_tokens), n_words)
+        n_rows = len(buffer_CV) if hidden_ND.device.type == "cuda" else min(CACHED_ROWS, len(buffer_CV))
+        scratch_RV = torch.empty(n_rows, n_words, dtype=torch.float32, device=hidden_ND.device)
+        for start in range(0, n_tokens, chunk_tokens):
+            hidden_CD = hidden_ND[start : start + chunk_tokens]
+            logits_CV = torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: len(hidden_CD)])
+            for row in range(0, len(hidden_CD), n_rows):
+                slice_RV = logits_CV[row : row + n_rows]
+                target_R1 = target_N[start + row : start + row + len(slice_RV), None]
+                work_RV = scratch_RV[: len(slice_RV)].copy_(slice_RV)
+                if bias_V is not None:
+                    work_RV += bias_V
+                work_RV -= work_RV.amax(-1, keepdim=True)
+                total -= work_RV.gather(1, target_R1).sum()
+                sum_R1 = work_RV.exp_().sum(-1, keepdim=True)
+                total += sum_R1.log().sum()
+                if not want_any:
+                    continue
+                # d nll / d logits = softmax - one-hot, written over the logits
+                work_RV /= sum_R1
+                work_RV.scatter_add_(1, target_R1, work_RV.new_full(target_R1.shape, -1.0))
+                if d_bias_V is not None:
+                    d_bias_V += work_RV.sum(0)
+                slice_RV.copy_(work_RV)
             if d_hidden_ND is not None:
-                torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk_tokens])
+                torch.mm(logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk_tokens])
             if d_head_VD is not None:
-                d_head_VD += d_logits_CV.T @ hidden_CD
+                d_head_VD += logits_CV.T @ hidden_CD
         ctx.save_for_backward(d_hidden_ND, d_head_VD, d_bias_V)
         ctx.dtypes = (head_VD.dtype, bias_V.dtype if bias_V is not None else None)
         return total

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.config import Run, with_absolute_paths
+from tunesmith.config import Run
 from tunesmith.data.batches import StepRows, collate, cut
 from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Example, Renderer
@@ -118,7 +118,7 @@ def train(run: Run, command: str = "") -> RunFolder:
     """Fine-tune as `run` says into a new run folder, which is returned."""
     distributed.start()
     folder = RunFolder.create(run, command) if distributed.rank() == 0 else RunFolder(Path(run.output).expanduser())
-    return _train(folder, with_absolute_paths(run))
+    return _train(folder, run)
 
 
 def resume(folder: RunFolder) -> RunFolder:

@@ -91,7 +91,8 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
         said = arithmetic(attach(model, name, config, run.training.seed), config.rank)
     switch_of(model).active = name
     parameters = adapter_parameters(model, name)
-    base = loaded.name
+    # a hub id or acorn by name; a folder by its whole path, so that PEFT finds it from anywhere
+    base = str(loaded.path.absolute()) if Path(loaded.name).expanduser().is_dir() else loaded.name
 
     def write(folder: Path, facts: Mapping[str, Any]) -> None:
         save_adapter(model, name, folder, facts, base, config)
