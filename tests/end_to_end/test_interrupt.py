@@ -100,7 +100,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tiny, colo
 
 def test_ctrl_c_leaves_no_file_half_written(interrupted):
     folder = interrupted()
-    assert not [name for name in tree(folder) if ".tmp-" in name or Path(name).name.startswith(".") and name != ".lock"]
+    assert not [name for name in tree(folder) if ".tmp-" in name or (Path(name).name.startswith(".") and name != ".lock")]
     for name in ("status.json", "checkpoints"):
         assert (folder / name).exists()
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"

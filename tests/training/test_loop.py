@@ -129,28 +129,32 @@ def test_two_processes_take_the_same_steps_as_one(tiny_model: Path, tmp_path: Pa
         torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def contradicting(model: Path, folder: Path, **training: Any) -> Run:
+    """Training says spam to everything and validation ham: what is learned makes validation worse, sooner or later."""
+    (folder / "spam.jsonl").write_text("".join(json.dumps({"prompt": f"call {i}", "completion": "spam"}) + "\n" for i in range(12)))
+    (folder / "ham.jsonl").write_text("".join(json.dumps({"prompt": f"win {i}", "completion": "ham"}) + "\n" for i in range(6)))
+    data = {"train": str(folder / "spam.jsonl"), "validation": str(folder / "ham.jsonl")}
+    return make_run(model, folder, method="lora", data=data, training={"schedule": "constant", "validate_every": 1, **training})
+
+
+def validation_losses(folder: RunFolder) -> dict[int, float]:
+    return {row["step"]: row["validation_loss"] for row in folder.metrics() if "validation_loss" in row}
+
+
 def test_the_best_checkpoint_by_validation_is_what_is_kept(tiny_model: Path, tmp_path: Path):
-    """A rate that is far too high makes the last step worse than an earlier one."""
-    run = make_run(
-        tiny_model, tmp_path, method="lora", training={"learning_rate": 0.3, "schedule": "constant", "validate_every": 1, "epochs": 3}
-    )
-    folder = train(run)
-    validations = {row["step"]: row["validation_loss"] for row in folder.metrics() if "validation_loss" in row}
-    best = min(validations, key=lambda step: validations[step])
-    assert folder.status()["best_step"] == best < max(validations)
+    folder = train(contradicting(tiny_model, tmp_path, epochs=6))
+    found = validation_losses(folder)
+    best = min(found, key=lambda step: found[step])
+    assert folder.status()["best_step"] == best < max(found) == 18
     kept = load_file(folder.checkpoints / f"step-{best:08d}" / "adapter_model.safetensors")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(folder).items())
 
 
 def test_early_stopping_stops_after_its_patience(tiny_model: Path, tmp_path: Path):
-    run = make_run(
-        tiny_model, tmp_path, method="lora",
-        training={"learning_rate": 0.3, "schedule": "constant", "validate_every": 1, "epochs": 20, "early_stopping": 2, "keep_checkpoints": 1},
-    )  # fmt: skip
-    folder = train(run)
-    validations = [row["validation_loss"] for row in folder.metrics() if "validation_loss" in row]
-    assert len(validations) < 100
-    assert len(validations) - 1 - validations.index(min(validations)) == 2
+    folder = train(contradicting(tiny_model, tmp_path, epochs=30, early_stopping=2, keep_checkpoints=1))
+    found = list(validation_losses(folder).values())
+    assert len(found) < 90
+    assert len(found) - 1 - found.index(min(found)) == 2
 
 
 def test_training_learns_and_leaves_the_base_as_it_was(tiny_model: Path, tmp_path: Path):
