@@ -113,7 +113,7 @@ class TrainingConfig(Section):
         ge=8,
         description="tokens of the longest example (see data.on_too_long); by default 512, or what the model was made for if less",
     )
-    seed: int = Field(0, ge=0, description="of the order, of dropout and of the adapter's start")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="of the order, of dropout and of the adapter's start")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the computation; masters are float32; auto: bfloat16 where the machine multiplies it fast"
     )

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,7 +189,7 @@ def _only_process(folder: RunFolder) -> Iterator[None]:
 
 
 def _steps(
-    folder: RunFolder, ready: Ready, scored: Scored, optimizer: torch.optim.Optimizer, first: int, state: State, stop: "_Stop", seconds: "Any"
+    folder: RunFolder, ready: Ready, scored: Scored, optimizer: torch.optim.Optimizer, first: int, state: State, stop: "_Stop", seconds: Callable[[], float]
 ) -> None:  # fmt: skip
     run, plan, parameters = ready.run, ready.plan, ready.tuned.parameters
     leader = distributed.rank() == 0
