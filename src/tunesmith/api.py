@@ -28,7 +28,7 @@ from tunesmith.evaluation.metrics import majority_baseline, task_of  # noqa: E40
 from tunesmith.inference import engine  # noqa: E402
 from tunesmith.model.adapters import adapter_names, load_adapter, read_adapter, using  # noqa: E402
 from tunesmith.model.load import Loaded, load_model  # noqa: E402
-from tunesmith.progress import progress, say  # noqa: E402
+from tunesmith.progress import progress, say, upto  # noqa: E402
 from tunesmith.report import write_model_card, write_report  # noqa: E402
 from tunesmith.runs import RunFolder, now  # noqa: E402
 from tunesmith.training import distributed, loop  # noqa: E402
@@ -316,7 +316,7 @@ def answer_file(model: Model, data: str, output: Path, run: Run | None, **settin
         say(line)
     prompts = [[{"role": m.role, "content": m.content} for m in _asked(c)] for c in read.conversations]
     with progress("answers", len(prompts)) as bar:
-        answers = model.generate(prompts, on_progress=bar.advance, **settings)
+        answers = model.generate(prompts, on_progress=upto(bar), **settings)
     rows = [
         {"source": c.source, "answer": a, **({"reference": c.answer} if c.answer is not None else {})}
         for c, a in zip(read.conversations, answers, strict=True)

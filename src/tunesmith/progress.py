@@ -8,7 +8,7 @@ Everything goes to standard error; standard output is for results that a program
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -23,6 +23,18 @@ def say(text: str) -> None:
 
 class Bar(Protocol):
     def advance(self, n: int, note: str = "") -> None: ...
+
+
+def upto(bar: Bar) -> Callable[[int], None]:
+    """For work that says how much is done rather than how much more."""
+    seen = 0
+
+    def reached(n: int) -> None:
+        nonlocal seen
+        bar.advance(n - seen)
+        seen = n
+
+    return reached
 
 
 class _Silent:

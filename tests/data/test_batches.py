@@ -91,3 +91,9 @@ def test_truncation_that_leaves_only_the_prompt_is_refused():
     with pytest.raises(BadInput, match="no token of this example would be trained") as caught:
         fit([of_length(300, n_prompt=270, source="train.jsonl:418")], 256, "truncate")
     assert caught.value.where == "train.jsonl:418: the prompt is 270 tokens, examples are cut at 256"
+
+
+def test_rows_are_padded_to_a_round_length_but_never_beyond_the_longest_of_all():
+    rows = StepRows([of_length(n) for n in (5, 33, 40)], batch_size=1, seed=0)
+    found = {int(batch.ids_BT.shape[1]) for step in range(3) for batch in rows.micro_batches(step)}
+    assert found == {32, 40}  # 5 → 32; 33 → 64, which would be beyond the longest, 40

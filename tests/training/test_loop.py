@@ -239,3 +239,11 @@ def test_an_adapted_layer_without_a_gradient_stops_the_run(tiny_model: Path, tmp
     save_file(tensors, tmp_path / "dead" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BadInput, match=r"2 adapted layers get no gradient.*model\.layers\.1\.mlp\.gate_proj"):
         train(make_run(tmp_path / "dead", tmp_path, method="lora"))
+
+
+def test_both_ways_of_attention_on_a_cpu_take_the_same_steps(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = train(make_run(tiny_model, tmp_path, "kept", **METHODS["lora"], training={"steps": 4}))
+    monkeypatch.setattr("tunesmith.training.loop.EAGER_SCORE_BYTES", 0)
+    flash = train(make_run(tiny_model, tmp_path, "flash", **METHODS["lora"], training={"steps": 4}))
+    for a, b in zip(losses(kept), losses(flash), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)

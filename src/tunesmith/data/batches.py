@@ -11,6 +11,7 @@ sees the same examples in the same step.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
 
+LENGTH_STEP = 32  # tokens; rows are padded to a multiple of it
 IGNORED = -100  # the label that no loss counts
 
 
@@ -104,9 +106,9 @@ def next_token_labels(ids: Sequence[int], trained: Sequence[bool] | Sequence[int
     return labels + [IGNORED] * (length - len(labels))
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Pad on the right. Padding is known by length, never by a token id: any id will do, as no label points there."""
-    length = max(len(example) for example in examples)
+def collate(examples: Sequence[Example], length: int | None = None) -> Batch:
+    """Pad on the right, to the longest or to `length`. Padding is known by length, never by a token id: no label points there."""
+    length = length or max(len(example) for example in examples)
     ids_BT = np.zeros((len(examples), length), dtype=np.int64)
     labels_BT = np.full((len(examples), length), IGNORED, dtype=np.int64)
     for row, example in enumerate(examples):
@@ -154,4 +156,13 @@ class StepRows:
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """This process's share of the step, cut to fit memory; empty if the step has fewer examples than processes."""
         share = self.of_step(step)[rank::world]
-        return [collate(group) for group in cut(share, self.micro_batch_tokens, self.micro_batch_size)]
+        groups = cut(share, self.micro_batch_tokens, self.micro_batch_size)
+        return [collate(group, self._length(len(group[0]))) for group in groups]
+
+    def _length(self, longest: int) -> int:
+        """Rounded up, as every new shape costs the CPU's matrix library a compilation; never beyond the longest example of all."""
+        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self._longest_of_all)
+
+    @cached_property
+    def _longest_of_all(self) -> int:
+        return max(len(example) for example in self.examples)

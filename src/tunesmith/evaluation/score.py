@@ -22,7 +22,7 @@ from tunesmith.evaluation.metrics import Task, answer_metrics, language_metrics,
 from tunesmith.inference.engine import generate
 from tunesmith.loss import Scored
 from tunesmith.model.adapters import adapter_names, using
-from tunesmith.progress import progress
+from tunesmith.progress import progress, upto
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def measure(
         with progress(f"answers of {title}", len(rows.prompts)) as bar:
             written = generate(
                 model, rows.prompts, max_new_tokens=max_new_tokens_for(rows, max_new_tokens), stop_ids=renderer.stop_ids,
-                batch_size=batch_size, on_progress=bar.advance,
+                batch_size=batch_size, on_progress=upto(bar),
             )  # fmt: skip
     answers = [decode(renderer, answer.ids) for answer in written]
     stopped = [answer.stopped for answer in written]

@@ -24,10 +24,10 @@ def learning_rate(run: Run, width: int) -> tuple[float, str]:
     given = run.training.learning_rate
     if isinstance(given, float):
         return given, f"learning rate {given:g}, as given"
-    full = 5e-5 * math.sqrt(2000 / width) * 2  # twice: these runs are short (the source finds 15x for LoRA in short runs)
+    full = 5e-5 * math.sqrt(2000 / width)
     if run.method == "full":
         rate = _two_digits(full)
-        return rate, f"learning rate {rate:g}: 1e-4 for full fine-tuning of a model 2000 wide, times sqrt(2000 / {width}) for this one"
+        return rate, f"learning rate {rate:g}: 5e-5 for full fine-tuning of a model 2000 wide, times sqrt(2000 / {width}) for this one"
     rate = _two_digits(10 * full)
     return (
         rate,
