@@ -18,8 +18,9 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/tunesmith demo
 
+# One thread a process: the models are tiny, and tests that start processes would otherwise fight over the cores.
 test: $(READY)
-	$(BIN)/python -m pytest --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
 
 check: $(READY)
 	$(BIN)/ruff check .

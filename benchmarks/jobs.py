@@ -23,7 +23,7 @@ SMS = {
     "columns": ["label", "text"], "header": False, "quoting": False, "duplicates": "drop", "validation": 0.1, "test": 0.2,
     "prompt": "Is this message spam or ham?\n\n{text}", "completion": "{label}", "on_too_long": "error",
 }  # fmt: skip
-SNIPS = {"prompt": "{text}", "completion": '{"intent": "{intent}", "slots": {slots}}', "validation": 0.05}
+SNIPS = {"prompt": "{text}", "completion": '{"intent": "{intent}", "slots": {slots}}', "validation": 0.02}
 
 
 def jobs(data: Path) -> dict[str, dict[str, Any]]:
@@ -35,7 +35,7 @@ def jobs(data: Path) -> dict[str, dict[str, Any]]:
     }
     for n in (100, 200, 400):
         found[f"sms-lora-{n}"] = {"method": "lora", "data": {**sms, "limit": n}, "training": {"epochs": 8, "max_length": 512}}
-    found["snips-lora"] = {"method": "lora", "data": snips, "training": {"epochs": 3, "max_length": 256}}
+    found["snips-lora"] = {"method": "lora", "data": snips, "training": {"epochs": 2, "batch_size": 32, "max_length": 256}}
     return found
 
 
