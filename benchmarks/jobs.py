@@ -30,8 +30,8 @@ def jobs(data: Path) -> dict[str, dict[str, Any]]:
     sms = {**SMS, "train": str(data / "sms_spam/SMSSpamCollection.tsv")}
     snips = {**SNIPS, "train": str(data / "snips_slots/train.jsonl"), "test": str(data / "snips_slots/validate.jsonl")}
     found: dict[str, dict[str, Any]] = {
-        "sms-lora": {"method": "lora", "data": sms, "training": {"epochs": 2, "max_length": 512}},
-        "sms-full": {"method": "full", "data": sms, "training": {"epochs": 2, "max_length": 512}},
+        "sms-lora": {"method": "lora", "data": sms, "training": {"epochs": 3, "max_length": 512}},
+        "sms-full": {"method": "full", "data": sms, "training": {"epochs": 3, "max_length": 512}},
     }
     for n in (100, 200, 400):
         found[f"sms-lora-{n}"] = {"method": "lora", "data": {**sms, "limit": n}, "training": {"epochs": 8, "max_length": 512}}

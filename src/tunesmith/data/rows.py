@@ -10,7 +10,6 @@ No model is needed for the first step, so a wrong path is found before one is lo
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tunesmith.data.formats import read_conversations
 from tunesmith.data.split import drop_duplicates, remove_overlap, split
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
+from tunesmith.files import sha256_of
 from tunesmith.progress import progress
 
 
@@ -58,7 +58,7 @@ def load_parts(config: DataConfig) -> Parts:
         said.extend(found.said)
         counts["read"] += found.n_rows
         counts["skipped"] += len(found.skipped)
-        files[str(Path(path).absolute())] = {"rows": found.n_rows, "sha256": _sha256(Path(path))}
+        files[str(Path(path).absolute())] = {"rows": found.n_rows, "sha256": sha256_of(Path(path))}
         return found.conversations
 
     train = read(config.train)
@@ -103,14 +103,6 @@ def load_parts(config: DataConfig) -> Parts:
         )  # fmt: skip
     counts |= {"train": len(train), "validation": len(held["validation"]), "test": len(held["test"])}
     return Parts(train, held["validation"], held["test"], said, counts, files)
-
-
-def _sha256(path: Path) -> str:
-    digest = sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _without_giants(

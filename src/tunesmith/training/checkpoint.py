@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tunesmith.files import as_json, explain_disk, sync, write_json, write_tensors
+from tunesmith.files import as_json, explain_disk, sha256_of, sync, write_json, write_tensors
 
 MANIFEST = "MANIFEST.json"
 
@@ -59,20 +59,12 @@ def save(root: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir()) if p.name != MANIFEST}
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(folder.iterdir()) if p.name != MANIFEST}
     return {"files": files, "checksum": _checksum(files)}
 
 
 def _checksum(files: Mapping[str, Any]) -> str:
     return sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def problem_of(path: Path) -> str | None:
@@ -87,7 +79,7 @@ def problem_of(path: Path) -> str | None:
             file = path / name
             if Path(name).name != name or not file.is_file():
                 return f"{name} is missing"
-            if file.stat().st_size != facts["bytes"] or _sha256(file) != facts["sha256"]:
+            if file.stat().st_size != facts["bytes"] or sha256_of(file) != facts["sha256"]:
                 return f"{name} was changed"
         if "state.json" not in files or {p.name for p in path.iterdir()} != {*files, MANIFEST}:
             return "its files are not those of the manifest"
