@@ -115,7 +115,7 @@ def test_the_page_says_what_was_learned_on_what_and_how(tmp_path):
         "2.13.0",
         "8.00 GiB",
         "about 10 × the rate",
-        "max_length: 512",
+        "max_grad_norm: 1.0",
     ):
         assert fact in page.text, fact
 
