@@ -35,7 +35,10 @@ def jobs(data: Path) -> dict[str, dict[str, Any]]:
     }
     for n in (100, 200, 400):
         found[f"sms-lora-{n}"] = {"method": "lora", "data": {**sms, "limit": n}, "training": {"epochs": 8, "max_length": 512}}
-    found["snips-lora"] = {"method": "lora", "data": snips, "training": {"epochs": 2, "batch_size": 32, "max_length": 256}}
+    found["snips-lora"] = {
+        "method": "lora", "lora": {"rank": 32}, "data": snips,
+        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 2.5e-3, "max_length": 256},
+    }  # fmt: skip
     return found
 
 
