@@ -94,7 +94,7 @@ def encode_marked(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[
     return [[bos, *e.ids, *([] if e.ids and e.ids[-1] == end else [end])] for e in encoded]
 
 
-def book_stream(tokenizer: PreTrainedTokenizerFast, books: dict[str, str], held_chapters: float = 0.0) -> np.ndarray:
+def book_stream(tokenizer: PreTrainedTokenizerFast, books: dict[str, str]) -> np.ndarray:
     bos, end = tokenizer.convert_tokens_to_ids(BOS), tokenizer.convert_tokens_to_ids(END)
     ids: list[int] = []
     for text in books.values():

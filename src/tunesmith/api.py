@@ -1,10 +1,12 @@
 """What the commands and the library both call.
 
-import tunesmith
-run = tunesmith.train("sms.yaml")                      # training, then evaluation, then report
-run.evaluation()["models"]["sms"]["f1_spam"]
-model = tunesmith.load("acorn", adapters={"spam": "runs/sms/adapter"})
-model.generate(["Is this message spam or ham?\\n\\nFree entry!"], adapter="spam")
+    import tunesmith
+    run = tunesmith.train("sms.yaml")                      # training, then evaluation, then report
+    run.evaluation()["models"]["sms"]["f1_spam"]
+    model = tunesmith.load("acorn", adapters={"spam": "runs/sms/adapter"})
+    model.generate(["Is this message spam or ham? Free entry!"], adapter="spam")
+
+Errors are TunesmithError with what, where and fix; nothing here prints to standard output.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

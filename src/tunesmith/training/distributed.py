@@ -43,8 +43,6 @@ def all_ranks(value: float) -> float:
     if not dist.is_initialized():
         return value
     total = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    if total.device.type == "cuda":
-        total = total.to(torch.float64)
     dist.all_reduce(total)
     return float(total)
 
