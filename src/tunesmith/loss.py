@@ -6,12 +6,14 @@
 Only trained positions reach the head. In completion-only training that is often a tenth of them.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tunesmith.data.batches import IGNORED, Batch
+from tunesmith.data.batches import IGNORED, Batch, collate, cut
+from tunesmith.data.template import Example
 from tunesmith.kernels.linear_nll import linear_nll
 
 
@@ -50,6 +52,20 @@ class Scored(nn.Module):
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, at).to(self.compute_dtype)
         head = self.model.get_output_embeddings()
         return Nll(linear_nll(hidden_ND, head.weight, getattr(head, "bias", None), target_N), batch.n_trained)
+
+
+@torch.no_grad()
+def nll_of(scored: Scored, examples: Sequence[Example], micro_batch_tokens: int) -> tuple[float, int]:
+    """Summed loss and trained tokens of all examples in evaluation mode; each batch is reduced to a number at once (FAILURES 9)."""
+    total, count = 0.0, 0
+    device = next(scored.parameters()).device
+    was_training = scored.training
+    scored.eval()
+    for group in cut(examples, micro_batch_tokens):
+        nll = scored(collate(group).to(device))
+        total, count = total + float(nll.sum), count + nll.count
+    scored.train(was_training)
+    return total, count
 
 
 @torch.no_grad()

@@ -142,5 +142,9 @@ def now() -> str:
 
 def list_runs(root: Path) -> list[RunFolder]:
     """Run folders below `root`, newest first."""
-    found = [Path(at) for at, folders, files in os.walk(root) if "config.yaml" in files and "status.json" in files and not folders.clear()]  # type: ignore[func-returns-value]
+    found = []
+    for at, folders, files in os.walk(root):
+        if {"config.yaml", "status.json"} <= set(files):
+            found.append(Path(at))
+            folders.clear()  # nothing inside a run is another run
     return [RunFolder(path) for path in sorted(found, key=lambda p: (p / "status.json").stat().st_mtime, reverse=True)]

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from tunesmith.data.batches import IGNORED, collate, cut, fit, windows
+from tunesmith.data.batches import fit, windows
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
 from tunesmith.evaluation.metrics import Task, answer_metrics, language_metrics, task_of
 from tunesmith.inference.engine import generate
-from tunesmith.loss import Scored
+from tunesmith.loss import Scored, nll_of
 from tunesmith.model.adapters import adapter_names, using
 from tunesmith.progress import progress, upto
 
@@ -91,14 +91,7 @@ def measure(
     """Loss, perplexity and bits per byte of the reference answers; and, if there are prompts, metrics of greedy answers."""
     chosen = using(model, adapter) if adapter_names(model) else nullcontext()
     with chosen:
-        total, count = 0.0, 0
-        scored = Scored(model, compute_dtype).eval()
-        device = next(model.parameters()).device
-        for group in cut(rows.examples, 8192):
-            batch = collate(group).to(device)
-            assert int((batch.labels_BT != IGNORED).sum()) == batch.n_trained
-            nll = scored(batch)
-            total, count = total + float(nll.sum), count + nll.count
+        total, count = nll_of(Scored(model, compute_dtype).eval(), rows.examples, 8192)
         metrics = language_metrics(total, count, rows.n_answer_bytes)
         if not rows.prompts:
             return Measured(metrics, [], [])

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from tunesmith.config import Run
-from tunesmith.data.batches import StepRows, collate, cut
+from tunesmith.data.batches import StepRows
 from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput, Interrupted, MachineFailed, TunesmithError
 from tunesmith.files import explain_disk, write_json
 from tunesmith.hardware import describe_machine, peak_memory_bytes
-from tunesmith.loss import Scored
+from tunesmith.loss import Scored, nll_of
 from tunesmith.progress import clock, progress, say
 from tunesmith.runs import RunFolder, now
 from tunesmith.training import checkpoint, distributed
@@ -277,23 +277,10 @@ def _steps(
 # --- the parts of a step ------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def mean_loss(scored: Scored, examples: Sequence[Example], micro_batch_tokens: int) -> float:
-    """Loss per trained token over all examples; each batch is reduced to a number at once (FAILURES 9)."""
-    total, count = 0.0, 0
-    device = next(scored.parameters()).device
-    was_training = scored.training
-    scored.eval()
-    for group in cut(examples, micro_batch_tokens):
-        nll = scored(collate(group).to(device))
-        total, count = total + float(nll.sum), count + nll.count
-    scored.train(was_training)
-    return total / count
-
-
 def _validate(folder: RunFolder, ready: Ready, scored: Scored, taken: int, state: State, board: Any) -> None:
     """Validation loss, and what follows from it: the best checkpoint and early stopping."""
-    loss = mean_loss(scored, ready.rows.validation, ready.run.training.micro_batch_tokens)
+    total, count = nll_of(scored, ready.rows.validation, ready.run.training.micro_batch_tokens)
+    loss = total / count
     better = state.best_loss is None or loss < state.best_loss
     if better:
         state.best_loss, state.best_step, state.worse_validations = loss, taken, 0
