@@ -1,6 +1,7 @@
 """The house rules that a machine can check: layers, start-up time, and that every config key is read."""
 
 import ast
+import re
 import resource
 import subprocess
 import sys
@@ -157,3 +158,15 @@ def test_no_pickle_and_no_remote_code_anywhere():
             if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
                 assert isinstance(node.value, ast.Constant)
                 assert node.value.value is False, module
+
+
+def test_every_test_that_the_table_of_failures_names_is_there():
+    root = SOURCE.parent.parent
+    missing = []
+    for line in (root / "docs" / "failures.md").read_text(encoding="utf-8").splitlines():
+        file = ""
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(test_\w+))?`", line):
+            file = path or file
+            if file and (not (root / file).is_file() or (name and f"def {name}(" not in (root / file).read_text(encoding="utf-8"))):
+                missing.append(f"{file}::{name}")
+    assert missing == []
