@@ -206,7 +206,7 @@ def convert_peer_keys(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
 
-    def put(path: str, value: Any, was: str) -> None:
+    def put(path: str, value: Any, was: str, given: Any) -> None:
         section, _, key = path.rpartition(".")
         holder = result.setdefault(section, {}) if section else result
         if not isinstance(holder, dict):
@@ -214,7 +214,7 @@ def convert_peer_keys(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if key in holder and holder[key] != value:
             raise BadInput(f"{was} and {path} disagree: {value!r} and {holder[key]!r}", where="the config", fix=f"keep {path}")
         holder[key] = value
-        said.append(f"{was}: {raw_value!r} → {path}: {value!r}" if path != was else f"{was}: {value!r}")
+        said.append(f"{was}: {given} → {path}: {value}")
 
     ours = {path.rpartition(".")[2]: path for path in known_keys()}
     for holder_name in (None, *sections()):
@@ -228,30 +228,29 @@ def convert_peer_keys(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 del holder[key]
             micro = batch.get("per_device_train_batch_size", batch.get("micro_batch_size", batch.get("train_batch_size")))
             accumulation = batch.get("gradient_accumulation_steps", 1)
-            raw_value = " × ".join(f"{value}" for value in (micro, accumulation) if value is not None)
+            product = " × ".join(f"{value}" for value in (micro, accumulation) if value is not None)
             was = " × ".join(sorted(batch, reverse=True))
             if not isinstance(accumulation, int) or not isinstance(micro, int | None):
-                raise BadInput(f"{was} should be whole numbers, not {raw_value}", where="the config", fix="training.batch_size: 16")
+                raise BadInput(f"{was} should be whole numbers, not {product}", where="the config", fix="training.batch_size: 16")
             if micro is None:
                 raise BadInput(
                     "gradient_accumulation_steps without a micro-batch size does not say how many examples a step has",
                     where="the config", fix="training.batch_size: examples per optimizer step",
                 )  # fmt: skip
-            put("training.batch_size", micro * accumulation, was)
-            put("training.micro_batch_size", micro, was)
+            put("training.batch_size", micro * accumulation, was, product)
+            put("training.micro_batch_size", micro, was.split(" × ")[0], micro)
         for key in [k for k in holder if k not in own]:
             path = PEER_KEYS.get(key) or (ours.get(key) if holder_name is None else None)
             if path is None:
                 continue  # an unknown key: validation names it
-            raw_value = holder.pop(key)
-            value = raw_value
+            given = value = holder.pop(key)
             if path == "lora.targets" and value in ("all", "all_linear", ["all"], ["all-linear"]):
                 value = "all-linear"
             elif path == "lora.targets" and isinstance(value, str) and value != "all-linear":
                 value = [part.strip() for part in value.split(",")]
             if path == "training.schedule" and value == "constant_with_warmup":
                 value = "constant"
-            put(path, value, key)
+            put(path, value, key, given)
     return result, said
 
 
