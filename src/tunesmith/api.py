@@ -27,6 +27,7 @@ from tunesmith.data.template import Renderer  # noqa: E402
 from tunesmith.errors import BadInput, nearest  # noqa: E402
 from tunesmith.evaluation import score  # noqa: E402
 from tunesmith.evaluation.metrics import majority_baseline, task_of  # noqa: E402
+from tunesmith.files import read_json  # noqa: E402
 from tunesmith.inference import engine  # noqa: E402
 from tunesmith.model.adapters import adapter_names, load_adapter, read_adapter, using  # noqa: E402
 from tunesmith.model.load import Loaded, load_model  # noqa: E402
@@ -65,9 +66,10 @@ def resume(path: str | Path) -> RunFolder:
 def _complete(folder: RunFolder) -> RunFolder:
     if distributed.rank() == 0:
         if folder.run().data.test is not None:
-            evaluate(folder)
-        write_model_card(folder.path)
-        write_report(folder.path)
+            evaluate(folder)  # writes card and report too
+        else:
+            write_model_card(folder.path)
+            write_report(folder.path)
         # last: a run whose report could not be written is not done, and resume writes it
         folder.set_status(state="done", problem=None, ended=now())
     distributed.barrier()
@@ -182,7 +184,7 @@ class Model:
             folder = folder / "adapter"
         facts = read_adapter(folder).facts
         if "renderer" in facts:
-            renderer = Renderer(self.loaded.tokenizer, facts["template"], self.loaded.eos_ids)
+            renderer = Renderer(self.loaded.tokenizer, facts["template"], self.loaded.eos_ids, self.loaded.n_ids)
             if renderer.fingerprint() != facts["renderer"]:
                 raise BadInput(
                     "this adapter was trained with another chat template or tokenizer", where=str(folder),
@@ -273,23 +275,36 @@ def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dt
     path = Path(name)
     default: str | None = None
     named = dict(adapters or {})
-    system: str | None = None
     if (path / "config.yaml").is_file():
         folder = RunFolder.open(path)
         run = folder.run()
         named = _with_own(folder, run, named)
         template, dtype = run.data.template, run.training.dtype
         if run.method == "full":
-            name, system = str(folder.model), run.data.system
+            name = str(folder.model)
         else:
             name, default = run.model, own_name(folder)
+    facts = _training_facts(Path(name))
+    if template == "auto":
+        template = facts.get("template", "auto")
     loaded = load_model(name, dtype)
-    opened = Model(loaded, Renderer(loaded.tokenizer, template, loaded.eos_ids))
-    opened.system[None] = _fixed_text(system)  # a fully tuned model was taught with it too
+    opened = Model(loaded, Renderer(loaded.tokenizer, template, loaded.eos_ids, loaded.n_ids))
+    if facts.get("renderer", opened.renderer.fingerprint()) != opened.renderer.fingerprint():
+        raise BadInput(
+            "this model was trained with another chat template or tokenizer", where=name,
+            fix="restore the tokenizer files that were saved with it, or train again",
+        )  # fmt: skip
+    opened.system[None] = _fixed_text(facts.get("system"))  # a fully tuned model was taught with it too
     for adapter, place in named.items():
         opened.add_adapter(adapter, place)
     opened.default_adapter = default
     return opened
+
+
+def _training_facts(folder: Path) -> dict[str, Any]:
+    """What full fine-tuning wrote beside its weights; empty for any other model."""
+    path = folder / "tunesmith.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def _fixed_text(system: str | None) -> str | None:

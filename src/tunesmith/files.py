@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import MachineFailed
+from tunesmith.errors import BadInput, MachineFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +62,18 @@ def _write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Strict JSON: NaN is an error here, not a token that no other reader accepts."""
     write_text(path, as_json(value))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that someone else may have written."""
+    again = "copy or download it again"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path.name} cannot be read: {error}", where=str(path), fix=again) from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path.name} should hold a JSON object", where=str(path), fix=again)
+    return value
 
 
 def as_json(value: Mapping[str, Any]) -> str:

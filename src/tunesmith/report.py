@@ -27,7 +27,7 @@ from tunesmith.config import parse_yaml
 from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.evaluation.metrics import Task, same_answer
 
-LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte"}
+LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "repeated_keys"}
 MOST_SAMPLES = 16  # shown; the rest stay in samples.jsonl
 MOST_POINTS = 1500  # drawn per line; more are averaged, for a phone has to draw them
 LONG_PROMPT = 700  # characters; longer ones are folded
@@ -198,7 +198,8 @@ def _verdict(files: Files) -> str:
     tuned = _tuned(files, models)
     at = f" at step {files.status.get('step')} of {files.status.get('steps')}" if files.status.get("steps") is not None else ""
     if state == "failed":
-        return f"The run failed{at}."
+        problem = files.status.get("problem")
+        return f"The run failed{at}: {problem}" if problem else f"The run failed{at}."
     if state in {"interrupted", "running"} and tuned is None:
         return f"The run was interrupted{at}." if state == "interrupted" else f"The run is under way{at}."
     metric = _headline(files.evaluation.get("task"), models, tuned) if tuned else None
@@ -602,7 +603,8 @@ def _scores(files: Files) -> str:
     if "majority" in models:
         notes.append("majority: the commonest training answer, every time.")
     if LOWER_IS_BETTER & set(_metric_order(models)):
-        notes.append("Of loss, perplexity and bits per byte lower is better; of the others higher.")
+        lower = [metric for metric in _metric_order(models) if metric in LOWER_IS_BETTER]
+        notes.append(f"Of {', '.join(lower)} lower is better; of the others higher.")
     note = " ".join(n for n in notes if n)
     header = f'<thead><tr><th scope="col">metric</th>{head}</tr></thead>'
     rows = "\n".join(body)

@@ -90,7 +90,7 @@ def test_an_example_with_nothing_to_learn_is_refused_whatever_the_policy(policy:
 def test_truncation_that_leaves_only_the_prompt_is_refused():
     with pytest.raises(BadInput, match="no token of this example would be trained") as caught:
         fit([of_length(300, n_prompt=270, source="train.jsonl:418")], 256, "truncate")
-    assert caught.value.where == "train.jsonl:418: the prompt is 270 tokens, examples are cut at 256"
+    assert caught.value.where == "train.jsonl:418: the prompt is longer than the 256 tokens that examples are cut at"
 
 
 def test_rows_are_padded_to_a_round_length_but_never_beyond_the_longest_of_all():

@@ -166,3 +166,14 @@ def test_a_tokenizer_without_a_stop_token_is_refused():
     tokenizer.eos_token = None
     with pytest.raises(BadInput, match="no stop token"):
         Renderer(tokenizer)
+
+
+def test_an_id_that_the_model_has_no_embedding_for_is_refused_by_its_row():
+    tokenizer = byte_level_tokenizer()
+    renderer = Renderer(tokenizer, n_ids=100)  # the model of another tokenizer
+    with pytest.raises(BadInput, match="100 embeddings") as caught:
+        renderer.render(talk(("user", "spam"), ("assistant", "ham")))
+    assert caught.value.where == "rows.jsonl:7"
+    with pytest.raises(BadInput, match="100 embeddings"):
+        renderer.prompt_ids([Message("user", "spam", False)])
+    assert Renderer(tokenizer, n_ids=len(tokenizer)).render(talk(("user", "spam"), ("assistant", "ham")))

@@ -73,6 +73,20 @@ def test_a_system_message_of_the_training_is_part_of_every_later_prompt(tiny):
         assert [m.content for m in model._messages("what colour?", name)] == ["You name colours.", "what colour?"]
 
 
+def test_the_folder_of_a_fully_tuned_model_is_opened_as_the_run_is(tiny, colours):
+    """Whoever copies model/ elsewhere takes its system message and its check of the tokenizer along."""
+    config = settings(tiny, colours, "runs/whole")
+    run = tunesmith.train(config | {"method": "full", "data": {"train": colours, "system": "You name colours.", "template": "plain"}})
+    model = tunesmith.load(run.model)
+    assert model.renderer.mode == "plain"
+    assert model._messages("what colour?", None)[0].content == "You name colours."
+    assert model.generate([QUESTION]) == tunesmith.load(run.path).generate([QUESTION])
+    settings_file = run.model / "tokenizer.json"
+    settings_file.write_text(settings_file.read_text().replace("<|eos|>", "<|end|>"))
+    with pytest.raises(BadInput, match="another chat template or tokenizer"):
+        tunesmith.load(run.model)
+
+
 def test_importing_tunesmith_does_not_import_torch():
     code = "import sys, tunesmith, tunesmith.cli; print([m for m in ('torch', 'transformers', 'tokenizers', 'plotly') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)

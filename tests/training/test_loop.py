@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.config import Run, to_yaml, validate
 from tunesmith.errors import BadInput, MachineFailed
@@ -182,6 +183,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(ti
     assert all(source.startswith("rows.jsonl:") for source in named["rows"])
     assert folder.status()["state"] == "failed"
     assert steps_of(folder.checkpoints) == []
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tiny_model: Path, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=False)
+    broken = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("Z")] = torch.nan  # a token of the validation row alone
+    broken.save_pretrained(tmp_path / "broken")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    (tmp_path / "validation.jsonl").write_text('{"prompt": "Z", "completion": "ham"}\n')
+    data = {"validation": str(tmp_path / "validation.jsonl")}
+    with pytest.raises(MachineFailed, match="validation loss after step 1 is nan"):
+        train(make_run(tmp_path / "broken", tmp_path, method="full", data=data, training={"validate_every": 1}))
+    assert "validation loss" in RunFolder(tmp_path / "run").status()["problem"]
 
 
 def test_a_resumed_run_refuses_changed_data(tiny_model: Path, tmp_path: Path):

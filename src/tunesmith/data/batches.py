@@ -79,11 +79,10 @@ def fit(examples: Sequence[Example], max_length: int, on_too_long: str) -> Fitte
                 continue
             truncated.append(example.source)
             if not example.trained[1:max_length].any():
-                first = int(example.trained.argmax())
                 raise BadInput(
                     "no token of this example would be trained",
-                    where=f"{example.source}: the prompt is {first} tokens, examples are cut at {max_length}",
-                    fix=f'training.max_length: at least {first + 2}, or data.on_too_long: "drop"',
+                    where=f"{example.source}: the prompt is longer than the {max_length} tokens that examples are cut at",
+                    fix='a higher training.max_length, or data.on_too_long: "drop"',
                 )
             example = Example(example.ids[:max_length], example.trained[:max_length], example.source)
         if not example.trained[1:].any():

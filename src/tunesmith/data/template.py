@@ -48,10 +48,12 @@ class Renderer:
 
     mode       "chat": the tokenizer's template; "plain": text and a stop token; "auto": chat where there is a template
     eos_ids    further ids that end an answer (the model's generation config)
+    n_ids      rows of the model's embedding: a tokenizer may know more tokens than its model
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", mode: str = "auto", eos_ids: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", mode: str = "auto", eos_ids: Iterable[int] = (), n_ids: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self.n_ids = n_ids
         if mode == "chat" and not tokenizer.chat_template:
             raise BadInput("the tokenizer has no chat template", where="data.template: chat", fix="data.template: plain")
         self.mode = ("chat" if tokenizer.chat_template else "plain") if mode == "auto" else mode
@@ -110,9 +112,8 @@ class Renderer:
 
     def prompt_ids(self, messages: Sequence[Message], source: str = "the prompt") -> list[int]:
         """What the model is given before it answers: for the same messages, a prefix of what `render` returns."""
-        if self.mode == "chat":
-            return self._template(messages, True, source).ids
-        return self._plain_prompt(messages, source)
+        ids = self._template(messages, True, source).ids if self.mode == "chat" else self._plain_prompt(messages, source)
+        return self._known(ids, source)
 
     def render(self, conversation: Conversation) -> list[Example]:
         """One example; or one for each trained turn where the template rewrites earlier turns (Qwen3 drops earlier thinking)."""
@@ -136,6 +137,19 @@ class Renderer:
             examples.append(example)
         return examples
 
+    def _example(self, ids: Sequence[int], trained: Sequence[bool], source: str) -> Example:
+        return Example(np.array(self._known(ids, source), dtype=np.int32), np.array(trained, dtype=np.bool_), source)
+
+    def _known(self, ids: Sequence[int], source: str) -> list[int]:
+        """The ids, if the model has an embedding for each: a tokenizer of another model may give more."""
+        if self.n_ids is not None and max(ids, default=0) >= self.n_ids:
+            beyond = max(ids)
+            raise BadInput(
+                f"the tokenizer gives {self.tokenizer.convert_ids_to_tokens(beyond)!r} the id {beyond}, and the model has {self.n_ids:,} embeddings",
+                where=source, fix="use the tokenizer that belongs to the model",
+            )  # fmt: skip
+        return list(ids)
+
     # --- plain text -------------------------------------------------------------------------------------------------
 
     def _begin(self) -> list[int]:
@@ -158,12 +172,12 @@ class Renderer:
             )  # fmt: skip
         head = self._plain_prompt(prompt, conversation.source)
         body = [*self._literal_ids(answer.content, conversation.source), self.stop_id]
-        return _example([*head, *body], [False] * len(head) + [True] * len(body), conversation.source)
+        return self._example([*head, *body], [False] * len(head) + [True] * len(body), conversation.source)
 
     def _text(self, conversation: Conversation) -> Example:
         head = self._begin()
         body = [*self._literal_ids(conversation.messages[0].content, conversation.source), self.stop_id]
-        return _example([*head, *body], [False] * len(head) + [True] * len(body), conversation.source)
+        return self._example([*head, *body], [False] * len(head) + [True] * len(body), conversation.source)
 
     # --- chat template ----------------------------------------------------------------------------------------------
 
@@ -192,7 +206,7 @@ class Renderer:
             raise BadInput(
                 "the rendered example has more than one BOS token", where=source, fix="the chat template writes BOS twice: repair it"
             )
-        return _example(ids, trained, source)
+        return self._example(ids, trained, source)
 
     def _end_of_answer(self, ids: Sequence[int], start: int, stop: int) -> int | None:
         """Index after the stop token that closes the answer in ids[start:stop]; None if the template writes none."""
@@ -309,7 +323,3 @@ class _Rendered:
 def _with_separator(prompt: str) -> str:
     """A plain prompt ends in white space, so that prompt and answer do not run into one word."""
     return prompt if not prompt or prompt[-1].isspace() else prompt + "\n"
-
-
-def _example(ids: Sequence[int], trained: Sequence[bool], source: str) -> Example:
-    return Example(np.array(ids, dtype=np.int32), np.array(trained, dtype=np.bool_), source)

@@ -17,13 +17,14 @@ import json
 import math
 import re
 import string
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from tunesmith.errors import BadInput
+from tunesmith.errors import BadInput, MachineFailed
 
 Task: TypeAlias = Literal["label", "json", "text"]
 Pair: TypeAlias = tuple[tuple[str | int | None, ...], tuple[str, Any]]  # (path, (JSON type, value))
@@ -31,18 +32,20 @@ Pair: TypeAlias = tuple[tuple[str | int | None, ...], tuple[str, Any]]  # (path,
 MOST_NAMES = 50  # labels or JSON keys that get a metric each; more would be a list, not a table
 LONGEST_LABEL = 40  # characters
 INVALID = object()  # what `parse_json` returns for text that is not JSON; None is JSON's null
+REPEATED = object()  # the value of a key that an answer gives twice: no reader knows which one was meant, so it equals nothing
 
 
 def task_of(references: Sequence[str]) -> Task:
     """Which metrics fit these reference answers.
 
-    json    every one is a JSON object or array
+    json    every one is a JSON object or array, no key twice
     label   few distinct ones (at most 50), short (at most 40 characters), each in two rows or more on average
     text    anything else
     """
     if not references:
         raise BadInput("there are no reference answers to choose a metric from", fix="give test rows with answers, or set evaluation.task")
-    if all(isinstance(parse_json(reference), dict | list) for reference in references):
+    values = [parse_json(reference) for reference in references]
+    if all(isinstance(value, dict | list) and not has_repeated_key(value) for value in values):
         return "json"
     labels = {reference.strip() for reference in references}
     few = len(labels) <= MOST_NAMES and len(references) >= 2 * len(labels)
@@ -54,10 +57,11 @@ def answer_metrics(task: Task, predictions: Sequence[str], references: Sequence[
 
     label   accuracy · f1_<label> of each label in the references · f1_macro, their mean · valid_label, the share of answers that
             are one of those labels. White space around an answer is ignored; an answer outside the labels is a miss for its row.
-    json    valid_json · exact_match of the parsed values (key order ignored) · accuracy_<key> of each top-level key whose
-            references are all scalars, over the rows that have it · f1_<key> of each other top-level key, micro F1 of its
-            (path, value) pairs · f1_fields, micro F1 of all pairs. Invalid JSON is wrong everywhere. Lists of scalars are bags
-            in the F1s; exact_match keeps their order. Keys get no metric each if there are more than 50 of them.
+    json    valid_json, the grammar of RFC 8259 · repeated_keys, the share of answers that give a key twice (0 is best): the grammar
+            allows it, but such a value is wrong below · exact_match of the parsed values (key order ignored) · accuracy_<key> of
+            each top-level key whose references are all scalars, over the rows that have it · f1_<key> of each other top-level
+            key, micro F1 of its (path, value) pairs · f1_fields, micro F1 of all pairs. Invalid JSON is wrong everywhere. Lists
+            of scalars are bags in the F1s; exact_match keeps their order. Keys get no metric each if there are more than 50.
     text    exact_match, white space around it ignored · token_f1, mean overlap of words (SQuAD's: case, punctuation, articles ignored)
 
     Names hold letters, digits and _ only ("not spam" becomes f1_not_spam), and two labels never share one.
@@ -96,17 +100,16 @@ def language_metrics(nll_sum: float, n_tokens: int, n_bytes: int) -> dict[str, f
     """How well text is predicted, from the summed negative log-likelihood (in nats) of its tokens.
 
     loss           nats per predicted token
-    perplexity     exp(loss); infinite where that overflows
+    perplexity     exp(loss); left out where that overflows (a loss above 709), as JSON has no infinity
     bits_per_byte  bits per UTF-8 byte of the text that those tokens spell: comparable between tokenizers, unlike the other two
     """
     if n_tokens <= 0 or n_bytes <= 0:
         raise BadInput(f"nothing was predicted: {n_tokens} tokens, {n_bytes} bytes", fix="give at least one row with text to predict")
+    if not math.isfinite(nll_sum):
+        raise MachineFailed(f"the model's loss on these rows is {nll_sum}", fix="its weights or activations overflow: try training.dtype: float32")
     loss = nll_sum / n_tokens
-    try:
-        perplexity = math.exp(loss)
-    except OverflowError:
-        perplexity = math.inf
-    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": nll_sum / math.log(2) / n_bytes}
+    perplexity = {"perplexity": math.exp(loss)} if loss < math.log(sys.float_info.max) else {}
+    return {"loss": loss, **perplexity, "bits_per_byte": nll_sum / math.log(2) / n_bytes}
 
 
 def same_answer(task: Task, prediction: str, reference: str) -> bool:
@@ -118,9 +121,12 @@ def same_answer(task: Task, prediction: str, reference: str) -> bool:
 
 
 def parse_json(text: str) -> Any:
-    """The value that a JSON text spells, or INVALID: also for NaN, Infinity and a key given twice, which Python would accept."""
+    """The value that a JSON text spells, or INVALID: also for NaN and Infinity, which Python would accept.
+
+    A key given twice has the value REPEATED, where Python would silently keep the last.
+    """
     try:
-        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_object_without_repeats)
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError):  # RecursionError: a model that repeats "[" a thousand times
         return INVALID
 
@@ -129,11 +135,15 @@ def _refuse(literal: str) -> Any:
     raise ValueError(f"{literal} is not JSON")
 
 
-def _object_without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(items)
-    if len(result) != len(items):
-        raise ValueError("a key is given twice")
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in items:
+        result[key] = REPEATED if key in result else value
     return result
+
+
+def has_repeated_key(value: Any) -> bool:
+    return any(leaf == _typed(REPEATED) for _, leaf in pairs(value))
 
 
 def pairs(value: Any, bags: bool = False) -> list[Pair]:
@@ -160,6 +170,8 @@ def pairs(value: Any, bags: bool = False) -> list[Pair]:
 
 
 def _typed(leaf: Any) -> tuple[str, Any]:
+    if leaf is REPEATED:
+        return "repeated", None
     if isinstance(leaf, dict | list):
         return type(leaf).__name__, None
     if isinstance(leaf, bool) or leaf is None:
@@ -239,11 +251,13 @@ def _json_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict
     expected = [parse_json(reference) for reference in references]
     predicted = [parse_json(prediction) for prediction in predictions]
     for row, value in enumerate(expected):
-        if value is INVALID:
+        if value is INVALID or has_repeated_key(value):
+            problem = "is not JSON" if value is INVALID else "gives a key twice"
             shown = references[row] if len(references[row]) <= 60 else references[row][:60] + "…"
-            raise BadInput("a reference answer is not JSON", where=f"answer {row + 1}: {shown}", fix="set evaluation.task to text or label")
+            raise BadInput(f"a reference answer {problem}", where=f"answer {row + 1}: {shown}", fix="set evaluation.task to text or label")
     result = {
         "valid_json": _share(value is not INVALID for value in predicted),
+        "repeated_keys": _share(value is not INVALID and has_repeated_key(value) for value in predicted),
         "exact_match": _share(same_answer("json", p, r) for p, r in zip(predictions, references, strict=True)),
     }
 

@@ -9,7 +9,6 @@ and tunesmith.json: what it was trained on and how its prompts were rendered. Ev
 and all are reported in one error.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith import __version__
 from tunesmith.config import LoraConfig
 from tunesmith.errors import BadInput, nearest
-from tunesmith.files import write_json, write_tensors
+from tunesmith.files import read_json, write_json, write_tensors
 from tunesmith.model.frozen import FrozenLinear
 from tunesmith.model.lora import Adapter, LoraLinear, Switch
 
@@ -277,8 +276,8 @@ def read_adapter(folder: Path) -> AdapterFile:
         if not path.is_file():
             more = " (adapter_model.bin is a pickle and is never read)" if (folder / "adapter_model.bin").exists() else ""
             raise BadInput(f"the adapter folder has no {path.name}{more}", where=str(folder), fix="save it with PEFT as safetensors")
-    config = _read_json(config_path)
-    facts = _read_json(folder / "tunesmith.json") if (folder / "tunesmith.json").is_file() else {}
+    config = read_json(config_path)
+    facts = read_json(folder / "tunesmith.json") if (folder / "tunesmith.json").is_file() else {}
     problems = []
     if config.get("peft_type") != "LORA":
         problems.append(f"peft_type is {config.get('peft_type')!r}, not LORA")
@@ -428,13 +427,3 @@ def _promised(config: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> li
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
         return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a dict
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path.name} cannot be read: {error}", where=str(path), fix="copy or download it again") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{path.name} should hold a JSON object", where=str(path), fix="copy or download it again")
-    return value

@@ -36,6 +36,12 @@ class Loaded:
         return set(eos) if isinstance(eos, list) else set() if eos is None else {int(eos)}
 
     @property
+    def n_ids(self) -> int:
+        """Rows of the embedding: the ids that the model can read."""
+        rows: int = self.model.get_input_embeddings().weight.shape[0]
+        return rows
+
+    @property
     def context(self) -> int | None:
         """Positions the model was made for, where its config says."""
         n = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

@@ -87,7 +87,7 @@ def prepare(run: Run, name: str) -> Ready:
     torch.manual_seed(run.training.seed)
     parts = load_parts(run.data)  # first: a wrong path should not cost the loading of a model
     tuned = build(run, name)
-    renderer = Renderer(tuned.loaded.tokenizer, run.data.template, tuned.loaded.eos_ids)
+    renderer = Renderer(tuned.loaded.tokenizer, run.data.template, tuned.loaded.eos_ids, tuned.loaded.n_ids)
     rows = load_rows(parts, run.data, _max_length(run.training.max_length, tuned.loaded.context), renderer)
     steps_per_epoch = math.ceil(len(rows.train) / run.training.batch_size)
     steps = run.training.steps or max(1, math.ceil(run.training.epochs * steps_per_epoch))
@@ -281,6 +281,11 @@ def _validate(folder: RunFolder, ready: Ready, scored: Scored, taken: int, state
     """Validation loss, and what follows from it: the best checkpoint and early stopping."""
     total, count = nll_of(scored, ready.rows.validation, ready.run.training.micro_batch_tokens)
     loss = total / count
+    if not math.isfinite(loss):
+        raise MachineFailed(
+            f"the validation loss after step {taken} is {loss}", where=str(folder.path),
+            fix="lower training.learning_rate, or training.dtype: float32; the last checkpoint is untouched",
+        )  # fmt: skip
     better = state.best_loss is None or loss < state.best_loss
     if better:
         state.best_loss, state.best_step, state.worse_validations = loss, taken, 0
