@@ -118,7 +118,14 @@ def test_json_metrics_by_hand():
     # slots           2+2+0+0   2+2+1+0    2+2+1+0       2·4 / (5 + 5)
     # with intents    3+3+0+0   3+3+2+0    3+3+2+1       2·6 / (8 + 9)
     metrics = answer_metrics("json", predictions, references)
-    expected = {"valid_json": 3 / 4, "repeated_keys": 0.0, "exact_match": 1 / 4, "accuracy_intent": 2 / 4, "f1_slots": 8 / 10, "f1_fields": 12 / 17}
+    expected = {
+        "valid_json": 3 / 4,
+        "repeated_keys": 0.0,
+        "exact_match": 1 / 4,
+        "accuracy_intent": 2 / 4,
+        "f1_slots": 8 / 10,
+        "f1_fields": 12 / 17,
+    }
     assert metrics == pytest.approx(expected)
     assert list(metrics) == list(expected)
 

@@ -51,7 +51,9 @@ class Renderer:
     n_ids      rows of the model's embedding: a tokenizer may know more tokens than its model
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", mode: str = "auto", eos_ids: Iterable[int] = (), n_ids: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", mode: str = "auto", eos_ids: Iterable[int] = (), n_ids: int | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.n_ids = n_ids
         if mode == "chat" and not tokenizer.chat_template:

@@ -106,7 +106,9 @@ def language_metrics(nll_sum: float, n_tokens: int, n_bytes: int) -> dict[str, f
     if n_tokens <= 0 or n_bytes <= 0:
         raise BadInput(f"nothing was predicted: {n_tokens} tokens, {n_bytes} bytes", fix="give at least one row with text to predict")
     if not math.isfinite(nll_sum):
-        raise MachineFailed(f"the model's loss on these rows is {nll_sum}", fix="its weights or activations overflow: try training.dtype: float32")
+        raise MachineFailed(
+            f"the model's loss on these rows is {nll_sum}", fix="its weights or activations overflow: try training.dtype: float32"
+        )
     loss = nll_sum / n_tokens
     perplexity = {"perplexity": math.exp(loss)} if loss < math.log(sys.float_info.max) else {}
     return {"loss": loss, **perplexity, "bits_per_byte": nll_sum / math.log(2) / n_bytes}
