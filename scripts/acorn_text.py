@@ -31,6 +31,10 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 QUALITIES = "old new small large heavy light broken clean quiet strong cheap rare plain round narrow tall".split()
 VERBS = "bought sold found lost carried painted mended washed borrowed counted weighed packed opened hid".split()
+FILLERS = (
+    "in at on for with by from near under over after before about please and then of to into until as like than without "
+    "put move take bring keep show let see me us them it that this those some any every another one two my your his her our"
+).split()
 PLACES = "north south east west".split()
 
 
@@ -137,6 +141,25 @@ def words_then_json(random_: random.Random) -> str:
     return "\n".join(lines)
 
 
+def framed(random_: random.Random) -> str:
+    """Sentences of one make with other values, each followed by its record: which word stands before a value decides its key."""
+    keys = random_.sample(sorted(FIELDS), random_.randint(1, 4))
+    fillers = [" ".join(random_.choice(FILLERS) for _ in range(random_.randint(1, 3))) for _ in range(len(keys) + 1)]
+    outer = random_.choice([None, None, (random_.choice(THINGS), invented_word(random_))])
+    lower, named = random_.random() < 0.4, random_.random() < 0.5
+    lines = []
+    for _ in range(random_.randint(2, 6)):
+        kept = [n for n in range(len(keys)) if random_.random() < 0.85] or [0]
+        row = {keys[n]: FIELDS[keys[n]](random_) for n in kept}
+        if lower:
+            row = {key: value.lower() if isinstance(value, str) else value for key, value in row.items()}
+        parts = [fillers[0]] + [f"{keys[n] + ' ' if named else ''}{row[keys[n]]} {fillers[n + 1]}" for n in kept]
+        sentence = " ".join(parts) + random_.choice(["", ".", "?"])
+        record_ = {outer[0]: outer[1], "fields": row} if outer else row
+        lines.append((sentence if lower else sentence[0].upper() + sentence[1:]) + "\n" + json.dumps(record_))
+    return random_.choice(["\n", "\n\n"]).join(lines)
+
+
 def json_list(random_: random.Random) -> str:
     keys = random_.sample(sorted(FIELDS), random_.randint(1, 4))
     rows = [{key: FIELDS[key](random_) for key in keys} for _ in range(random_.randint(2, 6))]
@@ -207,7 +230,7 @@ def marked_record(random_: random.Random) -> str:
 
 
 KINDS = [
-    (record_twice, 4), (words_then_json, 4), (json_list, 1), (table, 1), (bullet_list, 1),
+    (record_twice, 4), (words_then_json, 4), (framed, 5), (json_list, 1), (table, 1), (bullet_list, 1),
     (repeated, 2), (dialogue, 3), (marked_record, 3),
 ]  # fmt: skip
 

@@ -1,11 +1,11 @@
 """Pre-train acorn, the embedded base model: next-word prediction on public-domain books and generated text.
 
-    python scripts/pretrain_acorn.py --books books.tar.xz --output src/tunesmith/model/acorn --minutes 60
+    python scripts/pretrain_acorn.py --books books.tar.xz --output src/tunesmith/model/acorn --tokens 50e6
 
 Books named in HELD_OUT are never read: they measure. The tokenizer is trained on the same text. Runs on a GPU if
-there is one; 2 CPU cores see about 50 million tokens in an hour or so. Weights are kept in fp32, multiplied in bf16,
-and saved in bf16. Muon for the matrices (Jordan et al. 2024; torch.optim.Muon), AdamW for the rest; a trapezoid schedule by
-the clock, so that a budget in minutes is met on any machine.
+there is one; two quiet CPU cores see about 30 million tokens an hour. Weights are kept in fp32, multiplied in bf16, and saved in
+bf16. Muon for the matrices (Jordan et al. 2024; torch.optim.Muon), AdamW for the rest; a trapezoid schedule over the tokens, so
+that the run may be paused (SIGSTOP) and shared cores change nothing but the time.
 """
 
 import argparse
@@ -30,7 +30,7 @@ HELD_OUT = {"alice_in_wonderland", "pride_and_prejudice", "grimms_fairy_tales"}
 PAD, TOOL = "<|pad|>", "<|tool|>"
 CONTROL = [PAD, BOS, END, SYSTEM, USER, ASSISTANT, TOOL, *(f"<|reserved_{n}|>" for n in range(9))]
 VOCABULARY = 6144
-PHASES = [(0.55, 256), (0.85, 512), (math.inf, 1024)]  # until this share of the time: tokens in a window
+PHASES = [(0.55, 256), (0.85, 512), (math.inf, 1024)]  # until this share of the tokens: tokens in a window
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] not in ['system', 'user', 'assistant', 'tool'] %}"
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--books", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--tokens", type=float, default=50e6, help="to see in this run")
     parser.add_argument("--held-out-text", type=Path, nargs="*", default=[])
     parser.add_argument("--step-tokens", type=int, default=8192)
     parser.add_argument("--micro-tokens", type=int, default=4096)
@@ -180,10 +180,7 @@ def main() -> None:
     parser.add_argument(
         "--resume", type=Path, default=None, help="a folder this script saved: go on from its weights, tokenizer and tokens_seen"
     )
-    parser.add_argument(
-        "--progress", type=float, default=0.0, help="with --resume: the share of the schedule that is behind; --minutes is what is left"
-    )
-    parser.add_argument("--tokens-before", type=int, default=0, help="with --resume: tokens seen so far")
+    parser.add_argument("--tokens-before", type=int, default=0, help="with --resume: tokens seen so far; the schedule begins anew")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -220,7 +217,7 @@ def main() -> None:
 
     windows = Windows(tokenizer, stream, args.generated_share, args.seed)
     begun, tokens, step = time.monotonic(), args.tokens_before, 0
-    progress, length_now = args.progress, 0
+    progress, length_now, compute_seconds = 0.0, 0, 0.0
     last_saved = begun
     with args.log.open("a") as log:
         while progress < 1.0:
@@ -230,11 +227,11 @@ def main() -> None:
                 model.set_attn_implementation("eager" if length <= 512 and device == "cpu" else "sdpa")
                 length_now = length
             rows, micro = args.step_tokens // length, max(1, args.micro_tokens // length)
-            scale = min(1.0, (progress - args.progress) / 0.02 + 0.02) * min(1.0, (1.0 - progress) / 0.5 + 0.01)
+            scale = min(1.0, progress / 0.02 + 0.02) * min(1.0, (1.0 - progress) / 0.5 + 0.01)
             for optimizer in (muon, adam):
                 for group in optimizer.param_groups:
                     group["lr"] = peak[id(optimizer)] * scale
-            total = 0.0
+            total, started = 0.0, time.process_time()
             for _ in range(rows // micro):
                 loss = step_loss(model, windows.batch(micro, length).to(device)) / (rows // micro)
                 loss.backward()
@@ -246,7 +243,8 @@ def main() -> None:
             tokens += rows * length
             step += 1
             seconds = time.monotonic() - begun
-            progress = args.progress + (1 - args.progress) * seconds / (60 * args.minutes)
+            compute_seconds += time.process_time() - started
+            progress = (tokens - args.tokens_before) / args.tokens
             if step % 20 == 0:
                 line = {
                     "step": step,
@@ -255,6 +253,7 @@ def main() -> None:
                     "scale": round(scale, 3),
                     "tokens_per_second": round((tokens - args.tokens_before) / seconds),
                     "minutes": round(seconds / 60, 2),
+                    "core_minutes": round(compute_seconds / 60, 2),
                     "passes": windows.passes,
                 }
                 log.write(json.dumps(line) + "\n")
@@ -268,6 +267,7 @@ def main() -> None:
         "tokens_seen": tokens,
         "steps": step,
         "minutes": round((time.monotonic() - begun) / 60, 1),
+        "core_minutes": round(compute_seconds / 60, 1),
         "parameters": n_parameters,
         "books": len(books),
         "passes": windows.passes,
