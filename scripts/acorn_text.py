@@ -230,7 +230,7 @@ def marked_record(random_: random.Random) -> str:
 
 
 KINDS = [
-    (record_twice, 4), (words_then_json, 4), (framed, 5), (json_list, 1), (table, 1), (bullet_list, 1),
+    (record_twice, 4), (words_then_json, 4), (framed, 5), (json_list, 2), (table, 1), (bullet_list, 1),
     (repeated, 2), (dialogue, 3), (marked_record, 3),
 ]  # fmt: skip
 
