@@ -18,6 +18,7 @@ LAYERS = [
     ["files"],
     ["runs"],
     ["data", "kernels"],
+    ["quant"],
     ["model"],
     ["loss"],
     ["inference"],

@@ -35,6 +35,7 @@ from tunesmith.progress import progress, say, upto  # noqa: E402
 from tunesmith.report import write_model_card, write_report  # noqa: E402
 from tunesmith.runs import RunFolder, now  # noqa: E402
 from tunesmith.training import distributed, loop  # noqa: E402
+from tunesmith.training.method import load_base  # noqa: E402
 
 SAMPLES_KEPT = 24  # answers shown in the report
 RESERVED = ("base", "majority", "new", "quit", "exit")  # other models of an evaluation, and commands of chat
@@ -98,7 +99,7 @@ def evaluate(folder: RunFolder | str | Path, data: str | None = None, adapters: 
         conversations, train_answers = read_conversations(run.data, data).conversations, []
     models: dict[str, dict[str, float]] = {}
     answers: dict[str, list[str]] = {}
-    base = load(run.model, dtype=run.training.dtype, template=run.data.template)
+    base = _open(run.model, run, run.training.dtype, run.data.template)
     for name, path in named.items():
         base.add_adapter(name, path)  # before anything is measured: a wrong adapter should not cost the minutes of the others
     rows = score.test_rows(conversations[: run.evaluation.limit], base.renderer, base.loaded.context)
@@ -199,6 +200,11 @@ class Model:
                     )
                 self.renderer = renderer
         load_adapter(self.loaded.model, name, folder)
+        taught, here = facts.get("base_scheme"), str(self.loaded.scheme) if self.loaded.scheme is not None else None
+        if "base_scheme" in facts and taught != here:
+            say(
+                f"{name} was trained on a base in {taught or '16 bits'}; this one is in {here or '16 bits'}, so answers may differ a little"
+            )
         self.system[name] = _fixed_text(facts.get("system"))
 
     def generate(
@@ -275,6 +281,7 @@ def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dt
     path = Path(name)
     default: str | None = None
     named = dict(adapters or {})
+    of_run: Run | None = None
     if (path / "config.yaml").is_file():
         folder = RunFolder.open(path)
         run = folder.run()
@@ -283,11 +290,20 @@ def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dt
         if run.method == "full":
             name = str(folder.model)
         else:
-            name, default = run.model, own_name(folder)
+            name, default, of_run = run.model, own_name(folder), run
+    opened = _open(name, of_run, dtype, template)
+    for adapter, place in named.items():
+        opened.add_adapter(adapter, place)
+    opened.default_adapter = default
+    return opened
+
+
+def _open(name: str, run: Run | None, dtype: str, template: str) -> Model:
+    """The model `name`, stored as the run stores its base, rendered as its own training did."""
     facts = _training_facts(Path(name))
     if template == "auto":
         template = facts.get("template", "auto")
-    loaded = load_model(name, dtype)
+    loaded = load_base(run, dtype) if run is not None else load_model(name, dtype)
     opened = Model(loaded, Renderer(loaded.tokenizer, template, loaded.eos_ids, loaded.n_ids))
     if facts.get("renderer", opened.renderer.fingerprint()) != opened.renderer.fingerprint():
         raise BadInput(
@@ -295,9 +311,6 @@ def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dt
             fix="restore the tokenizer files that were saved with it, or train again",
         )  # fmt: skip
     opened.system[None] = _fixed_text(facts.get("system"))  # a fully tuned model was taught with it too
-    for adapter, place in named.items():
-        opened.add_adapter(adapter, place)
-    opened.default_adapter = default
     return opened
 
 

@@ -82,6 +82,19 @@ class LoraConfig(Section):
         return self.alpha if self.alpha is not None else 2.0 * self.rank
 
 
+class QuantizationConfig(Section):
+    """How `method: qlora` stores the base (Dettmers et al. 2023, arXiv 2305.14314); docs/quantization.md shows what each scheme loses."""
+
+    scheme: str = Field("nf4", description="nf4, fp4; int2 … int8: symmetric; affine2 … affine8: with a zero point")
+    block_size: int | None = Field(
+        None, description="weights that share a scale, 32 to 4096; by default 64 (int8 and affine8: a whole row)"
+    )
+    double: bool | None = Field(None, description="keep the scales in 8 bits too; by default for nf4 and fp4")
+    clip: float | None = Field(
+        None, description="int and affine schemes: percentile of sizes beyond which weights saturate; by default none"
+    )
+
+
 class FullConfig(Section):
     """Which weights full fine-tuning updates."""
 
@@ -150,6 +163,7 @@ class Run(Section):
     output: str = Field(description="the run folder")
     data: DataConfig
     lora: LoraConfig = LoraConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
     full: FullConfig = FullConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -6,12 +6,18 @@ from typing import Any
 
 from tunesmith import __version__
 from tunesmith.hardware import describe_machine, free_disk_bytes
+from tunesmith.kernels import native
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "peft", "tensorboard")
+PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "pydantic", "peft", "tensorboard")
 
 
 def examine() -> dict[str, Any]:
-    facts: dict[str, Any] = {"tunesmith": __version__, **describe_machine(), "free_disk_bytes": free_disk_bytes(Path())}
+    facts: dict[str, Any] = {
+        "tunesmith": __version__,
+        **describe_machine(),
+        "free_disk_bytes": free_disk_bytes(Path()),
+        "kernels": native.describe(),
+    }
     for package in PACKAGES:
         try:
             facts[package] = version(package)

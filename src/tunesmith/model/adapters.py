@@ -27,7 +27,7 @@ from tunesmith import __version__
 from tunesmith.config import LoraConfig
 from tunesmith.errors import BadInput, nearest
 from tunesmith.files import read_json, write_json, write_tensors
-from tunesmith.model.frozen import FrozenLinear
+from tunesmith.model.frozen import FrozenLinear, QuantizedLinear
 from tunesmith.model.lora import Adapter, LoraLinear, Switch
 
 PEFT_PREFIX = "base_model.model."
@@ -44,13 +44,13 @@ class Layer:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every nn.Linear and Conv1D but the output head, by module path; layers that carry adapters already included."""
+    """Every nn.Linear, Conv1D and QuantizedLinear but the output head, by module path; layers that carry adapters already included."""
     head = output_head(model)
     inside = {id(m.frozen) for m in model.modules() if isinstance(m, LoraLinear)}
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D | LoraLinear) and module is not head and id(module) not in inside
+        if isinstance(module, nn.Linear | Conv1D | QuantizedLinear | LoraLinear) and module is not head and id(module) not in inside
     }
 
 
@@ -159,7 +159,7 @@ def _put(model: nn.Module, name: str, ranks: Mapping[str, int], scales: Mapping[
     for path, rank in ranks.items():
         module = modules[path]
         if not isinstance(module, LoraLinear):
-            wrapped = LoraLinear(FrozenLinear(module), switch_of(model))
+            wrapped = LoraLinear(module if isinstance(module, QuantizedLinear) else FrozenLinear(module), switch_of(model))
             wrapped.train(module.training)
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, wrapped)
@@ -197,18 +197,33 @@ def arithmetic(layers: list[Layer], rank: int) -> list[str]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Names, shapes and a sample of every base weight: equal for the same base, other for a base that only looks alike."""
+    """Names, shapes and a sample of every base weight: equal for the same base, other for a base that only looks alike.
+
+    A base that was quantised while it was loaded has the fingerprint of its dense weights: an adapter fits both.
+    """
     digest = blake2b(digest_size=16)
-    for name, parameter in sorted(_base_parameters(model).items()):
-        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)][:64].to("cpu", torch.bfloat16).view(torch.int16)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
+    samples: dict[str, tuple[tuple[int, ...], Tensor]] = {
+        name: (tuple(p.shape), sample_of(p)) for name, p in _base_parameters(model).items()
+    }
+    for path, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            sizes = (layer.n_outputs, layer.n_inputs)
+            sample = layer.sample if layer.sample is not None else sample_of(layer.dense(torch.float32))
+            samples[f"{path.removesuffix('.frozen')}.weight"] = (sizes[::-1] if layer.transposed else sizes, sample)
+    for name, (shape, sample) in sorted(samples.items()):
+        digest.update(f"{name}{shape}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def sample_of(weight: Tensor) -> Tensor:
+    """Up to 64 values of a weight as it lies in its file, bfloat16 on the CPU."""
+    return weight.detach().flatten()[:: max(1, weight.numel() // 64)][:64].to("cpu", torch.bfloat16)
 
 
 def _base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by the names they had before adapters were put on."""
-    return {n.replace(".frozen.", "."): p for n, p in model.named_parameters() if ".adapters." not in n}
+    return {n.replace(".frozen.", "."): p for n, p in model.named_parameters() if ".adapters." not in n and ".stored_" not in n}
 
 
 def save_adapter(model: nn.Module, name: str, folder: Path, facts: Mapping[str, Any], base: str, config: LoraConfig) -> None:
@@ -396,7 +411,7 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
 def _sizes(module: nn.Module) -> tuple[int, int]:
     """Outputs and inputs of a linear layer of any kind."""
     layer: Any = module.frozen if isinstance(module, LoraLinear) else module
-    if isinstance(layer, FrozenLinear):
+    if isinstance(layer, FrozenLinear | QuantizedLinear):
         return layer.n_outputs, layer.n_inputs
     rows, columns = layer.weight.shape
     return (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)

@@ -14,7 +14,11 @@ from typing import Any
 import torch
 
 from tunesmith.errors import BadInput, MachineFailed, nearest
+from tunesmith.files import read_json
 from tunesmith.hardware import pick_device, pick_dtype
+from tunesmith.model.frozen import QuantizedLinear
+from tunesmith.model.quant_files import StoredLayer, fill, method_of, stored_layers
+from tunesmith.quant.scheme import Scheme
 
 ACORN = Path(__file__).parent / "acorn"
 A_DECODER = "give a decoder: Llama, Qwen, Gemma, GPT-2 …"
@@ -28,6 +32,7 @@ class Loaded:
     tokenizer: Any
     name: str
     path: Path
+    scheme: Scheme | None = None  # of the base's linear layers, where they are quantised
 
     @property
     def eos_ids(self) -> set[int]:
@@ -128,12 +133,17 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def load_model(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
-    """Weights in `dtype` on `device`, evaluation mode, gradients off until the method turns them on."""
+def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Scheme | None = None) -> Loaded:
+    """Weights in `dtype` on `device`, evaluation mode, gradients off until the method turns them on.
+
+    scheme   quantise the linear layers (not the head) while loading; a folder that holds quantised layers keeps its own
+    """
     path = find_model(name)
     place = pick_device(device)
-    config = _read_config(path)
-    model = _read_weights(path, config, pick_dtype(dtype, place))
+    config, stored = _read_config(path)
+    if stored and scheme is not None:
+        raise BadInput("the base is quantised already", where=str(path), fix="leave the section quantization out: its own codes are used")
+    model = _read_weights(path, config, pick_dtype(dtype, place), scheme, stored)
     try:
         model.to(place)
     except torch.OutOfMemoryError:
@@ -145,10 +155,11 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
     model.eval()
     model.requires_grad_(False)
     _look_at_answers(model, path)
-    return Loaded(model, load_tokenizer(path), name, path)
+    return Loaded(model, load_tokenizer(path), name, path, scheme_of(model))
 
 
-def _read_config(path: Path) -> Any:
+def _read_config(path: Path) -> tuple[Any, dict[str, StoredLayer]]:
+    """The configuration, and the layers whose weights are quantised in the files."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -163,28 +174,46 @@ def _read_config(path: Path) -> Any:
         ) from None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BadInput(f"a model of type {config.model_type} does not predict the next word", where=where, fix=A_DECODER)
-    if getattr(config, "quantization_config", None) is not None:
+    method = method_of(read_json(path / "config.json"))
+    if method is None:
+        return config, {}
+    if method not in ("bitsandbytes", "tunesmith"):
         raise BadInput(
-            "these weights are quantised already, and this version trains dense ones",
-            where=where,
-            fix="give the model that they were made from",
-        )
-    return config
+            f"these weights are quantised by {method}, which tunesmith does not read", where=where,
+            fix="give the model that they were made from, or one quantised by bitsandbytes or tunesmith",
+        )  # fmt: skip
+    for section in (config, config.get_text_config()):
+        if hasattr(section, "quantization_config"):
+            del section.quantization_config  # transformers would look for bitsandbytes
+    stored = stored_layers(path)
+    if not stored:
+        raise BadInput("config.json calls the weights quantised, and no quantised weight is there", where=where, fix="copy the model again")
+    return config, stored
 
 
-def _read_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
+def _read_weights(path: Path, config: Any, dtype: torch.dtype, scheme: Scheme | None, stored: dict[str, StoredLayer]) -> Any:
     """Every weight of the model from its file, and every tensor of the file used by a module that could use it."""
     import transformers
+
+    from tunesmith.model.streaming import load_quantized, load_stored
 
     transformers.utils.logging.disable_progress_bar()
     # Soft-capped attention exists in transformers' eager path only; SDPA would leave the cap out without a word.
     eager = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     again = "copy or download the model again"
+    settings = {
+        "config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False,
+        "attn_implementation": "eager" if eager else None, "output_loading_info": True, "ignore_mismatched_sizes": True,  # refused below
+    }  # fmt: skip
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
-            attn_implementation="eager" if eager else None, output_loading_info=True, ignore_mismatched_sizes=True,  # refused below
-        )  # fmt: skip
+        if stored:
+            model, report = load_stored(path, frozenset(stored), lambda model: fill(model, stored, path), **settings)
+        elif scheme is not None:
+            model, report = load_quantized(path, scheme, **settings)
+        else:
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(path, **settings)
+    except BadInput:
+        raise
     except Exception as error:
         raise BadInput(f"the weights cannot be loaded: {first_line(error)}", where=str(path), fix=again) from None
     # A bias that the file has and the model has not would be left out without a word; whole modules more (a vision tower) are no loss.
@@ -201,6 +230,16 @@ def _read_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
     if problems:
         raise BadInput("the weights do not fit the configuration: " + "; ".join(problems), where=str(path), fix=again)
     return model
+
+
+def is_quantised(name: str) -> bool:
+    """Whether the files of a model hold quantised weights."""
+    return method_of(read_json(find_model(name) / "config.json")) is not None
+
+
+def scheme_of(model: Any) -> Scheme | None:
+    """The scheme of the first quantised layer."""
+    return next((module.q.scheme for module in model.modules() if isinstance(module, QuantizedLinear)), None)
 
 
 @torch.no_grad()

@@ -419,17 +419,19 @@ def _finish(folder: RunFolder, ready: Ready, state: State, seconds: float, tell:
         tell(f"using step {step:,}, the best by validation (the last is {last:,})")
     if distributed.rank() == 0:
         place = folder.adapter if ready.tuned.adapter is not None else folder.model
-        ready.tuned.save(place, serving_facts(ready.renderer, ready.run))
+        ready.tuned.save(place, serving_facts(ready))
         folder.set_status(state="trained", step=last, best_step=step, seconds=round(seconds, 1))
         tell(f"{place} written after {clock(seconds)}")
     distributed.barrier()
 
 
-def serving_facts(renderer: Renderer, run: Run) -> dict[str, Any]:
+def serving_facts(ready: Ready) -> dict[str, Any]:
     """What must be equal when the tuned model answers (FAILURES 1)."""
+    renderer, run, scheme = ready.renderer, ready.run, ready.tuned.loaded.scheme
     return {
         "renderer": renderer.fingerprint(), "template": renderer.mode, "stop_ids": sorted(renderer.stop_ids),
         "prompt": run.data.prompt, "system": run.data.system, "dtype": run.training.dtype,
+        "base_scheme": None if scheme is None else str(scheme),
     }  # fmt: skip
 
 

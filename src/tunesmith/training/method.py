@@ -23,7 +23,9 @@ from tunesmith.errors import BadInput
 from tunesmith.files import explain_disk, sync, write_json
 from tunesmith.hardware import pick_device, pick_dtype
 from tunesmith.model.adapters import adapter_parameters, arithmetic, attach, fingerprint, load_adapter, save_adapter, switch_of
-from tunesmith.model.load import Loaded, load_model
+from tunesmith.model.frozen import QuantizedLinear
+from tunesmith.model.load import Loaded, is_quantised, load_model
+from tunesmith.quant.scheme import find_scheme
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,29 @@ class Tuned:
 
 def build(run: Run, name: str) -> Tuned:
     """Load the base and make ready what `run.method` trains."""
-    if run.method == "qlora":
-        raise BadInput("method qlora is not in this version", where="method", fix="method: lora, or full")
     device = pick_device()
     compute = pick_dtype(run.training.dtype, device)
     if run.method == "full":
-        return _full(run, load_model(run.model, "float32"), compute)
-    return _lora(run, load_model(run.model, str(compute).removeprefix("torch.")), compute, name)
+        loaded = load_model(run.model, "float32")
+        if loaded.scheme is not None:
+            raise BadInput(
+                f"the base is quantised ({loaded.scheme}), and codes cannot be trained", where=f"model: {run.model}",
+                fix="method: qlora, or the model that it was made from",
+            )  # fmt: skip
+        return _full(run, loaded, compute)
+    return _lora(run, load_base(run, str(compute).removeprefix("torch.")), compute, name)
+
+
+def load_base(run: Run, dtype: str) -> Loaded:
+    """The base that adapters of this run belong on: quantised as the run says if its method is qlora."""
+    chosen = run.quantization.model_fields_set
+    if run.method != "qlora" and chosen:
+        raise BadInput(f"method {run.method} has no quantised base", where=f"quantization.{sorted(chosen)[0]}", fix="method: qlora")
+    quantised = is_quantised(run.model)
+    if run.method != "qlora" or (quantised and not chosen):
+        return load_model(run.model, dtype)
+    section = run.quantization
+    return load_model(run.model, dtype, scheme=find_scheme(section.scheme, section.block_size, section.double, section.clip))
 
 
 def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
@@ -89,6 +107,7 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
         said = [f"continuing from the adapter {config.continue_from}"]
     else:
         said = arithmetic(attach(model, name, config, run.training.seed), config.rank)
+    said += quantised_words(model)
     switch_of(model).active = name
     parameters = adapter_parameters(model, name)
     # a hub id or acorn by name; a folder by its whole path, so that PEFT finds it from anywhere
@@ -98,6 +117,18 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
         save_adapter(model, name, folder, facts, base, config)
 
     return Tuned(loaded, parameters, name, "adapter_model", compute, said, write)
+
+
+def quantised_words(model: nn.Module) -> list[str]:
+    """What the base's linear layers take, in words; nothing for a dense base."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    if not layers:
+        return []
+    n_weights, n_bytes = sum(layer.n_outputs * layer.n_inputs for layer in layers), sum(layer.q.nbytes for layer in layers)
+    return [
+        f"base in {layers[0].scheme}: {n_weights:,} weights of {len(layers)} layers in {n_bytes / 2**20:,.1f} MiB "
+        f"({8 * n_bytes / n_weights:.3f} bits each); embeddings, norms and head stay {str(layers[0].dtype).removeprefix('torch.')}"
+    ]
 
 
 def _full(run: Run, loaded: Loaded, compute: torch.dtype) -> Tuned:

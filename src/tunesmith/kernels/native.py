@@ -1,0 +1,95 @@
+"""Compiled kernels: one shared library beside this file, called through ctypes, or none.
+
+    native = compiled()                                        # None: use torch
+    native.library.tunesmith_quantize_4bit(native.path, ...)
+
+The library is an optional extension (pyproject.toml): built at installation where there is a C compiler with OpenMP, and only then.
+It knows nothing of Python or torch, so it fits every version of both. It is loaded after torch, and so shares torch's OpenMP threads.
+
+    pip install -e . --no-deps --no-build-isolation            # builds it again after a change of a .c file
+    TUNESMITH_KERNELS=torch                                    # or c, c-avx2, c-scalar: forces a path, for tests and comparisons
+"""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch  # noqa: F401 - its OpenMP library must be in the process before ours asks for one
+
+from tunesmith.errors import BadInput
+
+VARIABLE = "TUNESMITH_KERNELS"
+VERSION = 1  # of the library's signatures: tunesmith_version() in blocks_4bit.c
+PATHS = ("plain", "AVX2", "AVX-512")  # by the number that the library knows them by
+FORCED = {"c-scalar": 0, "c-avx2": 1}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    library: ctypes.CDLL
+    path: int  # index into PATHS
+
+
+def compiled() -> Compiled | None:
+    """The library and the path to ask it for, or None where torch does the work.
+
+    Raises BadInput if TUNESMITH_KERNELS asks for what is not there.
+    """
+    return _choose(os.environ.get(VARIABLE, ""))
+
+
+def describe() -> str:
+    """Which path CPU kernels take, and why: "C (AVX-512)", "torch (no C compiler at installation)"."""
+    native, wanted = compiled(), os.environ.get(VARIABLE, "")
+    forced = f"{VARIABLE}={wanted}" if wanted else ""
+    if native is not None:
+        return f"C ({', '.join(filter(None, (PATHS[native.path], forced)))})"
+    library = _load()
+    return f"torch ({forced or library})"
+
+
+@cache
+def _choose(wanted: str) -> Compiled | None:
+    if wanted not in ("", "torch", "c", *FORCED):
+        raise BadInput(f'there are no kernels "{wanted}"', where=VARIABLE, fix=f"one of torch, c, {', '.join(FORCED)}, or nothing")
+    if wanted == "torch":
+        return None
+    library = _load()
+    if isinstance(library, str):
+        if wanted:
+            raise BadInput(f"the compiled kernels cannot be used: {library}", where=f"{VARIABLE}={wanted}", fix="torch, or nothing")
+        return None
+    best = int(library.tunesmith_best_path())
+    path = FORCED.get(wanted, best)
+    if path > best:
+        raise BadInput(f"this processor has no {PATHS[path]}", where=f"{VARIABLE}={wanted}", fix="c-scalar, c or torch, or nothing")
+    return Compiled(library, path)
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    found = next((path for path in map(_beside, EXTENSION_SUFFIXES) if path.is_file()), None)
+    if found is None:
+        return "no C compiler at installation"
+    try:
+        library = ctypes.CDLL(str(found))
+        version = int(library.tunesmith_version())
+    except (OSError, AttributeError) as error:
+        return f"{found.name}: {error}"
+    if version != VERSION:  # its functions take other arguments
+        return f"{found.name} is of another version: install again"
+    pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    shape = [long, long, long]
+    library.tunesmith_dequantize_4bit.argtypes = [integer, integer, *shape, *[pointer] * 6, ctypes.c_float, integer, pointer]
+    library.tunesmith_quantize_4bit.argtypes = [integer, integer, *shape, pointer, integer, *[pointer] * 4]
+    for function in (library.tunesmith_dequantize_4bit, library.tunesmith_quantize_4bit):
+        function.restype = None
+    return library
+
+
+def _beside(suffix: str) -> Path:
+    return Path(__file__).with_name(f"_native{suffix}")

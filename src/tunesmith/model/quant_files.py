@@ -1,0 +1,247 @@
+"""Quantised models on disk: bitsandbytes' formats both ways, and one of our own for what bitsandbytes has not.
+
+stored = stored_layers(path)                      # what a folder holds quantised, from its headers alone
+fill(model, stored)                               # codes into the model's QuantizedLinear layers
+save_quantized(model, folder)                     # config.json, model.safetensors
+
+scheme             tensors of layer X                                                              who reads it
+nf4, fp4           X.weight [N·K/2, 1] uint8, X.weight.absmax, .quant_map, .quant_state…, .nested_…   transformers + bitsandbytes
+int8 rows          X.weight [N, K] int8, X.SCB [N] = 127 · scale, X.weight_format                    transformers + bitsandbytes
+int2 … affine8     X.weight (codes), X.weight.scales, .groups, .offset, .zeros                       tunesmith
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tunesmith.errors import BadInput
+from tunesmith.files import explain_disk, read_json, write_json
+from tunesmith.model.frozen import QuantizedLinear
+from tunesmith.quant.codebook import codebook, dynamic_map
+from tunesmith.quant.scheme import GROUP, Scheme, find_scheme
+from tunesmith.quant.tensor import QTensor, from_tensors
+
+STATE = "quant_state.bitsandbytes__"  # and nf4 or fp4: a tensor whose bytes are JSON
+AGAIN = "the file is damaged: copy, download or quantise it again"
+UNWEIGHTED_INT8 = 127.0  # bitsandbytes keeps the largest size of a row, we keep the step
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """Where a layer's tensors lie: short name → file. Short names as in the table above, less the layer's path."""
+
+    tensors: dict[str, Path]
+
+
+def method_of(config: Mapping[str, Any]) -> str | None:
+    """quant_method of a config.json, if its weights are quantised."""
+    section = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
+    return str(section.get("quant_method", "unnamed")) if isinstance(section, Mapping) else None
+
+
+def stored_layers(path: Path) -> dict[str, StoredLayer]:
+    """Every quantised layer of a model folder, by module path."""
+    files: dict[str, Path] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with _opened(file) as handle:
+            files |= dict.fromkeys(handle.keys(), file)
+    layers = {}
+    for key in files:
+        name = None
+        for mark in (f".weight.{STATE}nf4", f".weight.{STATE}fp4", ".SCB", ".weight.scales"):
+            if key.endswith(mark):
+                name = key.removesuffix(mark)
+        if name is not None:
+            inner = {
+                full.removeprefix(f"{name}."): file
+                for full, file in files.items()
+                if full.startswith(f"{name}.") and not full.endswith(".bias")
+            }
+            layers[name] = StoredLayer(inner)
+    return layers
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as handle:
+            yield handle
+    except SafetensorError as error:
+        raise BadInput(f"the file cannot be read: {error}", where=str(file), fix=AGAIN) from None
+
+
+def fill(model: nn.Module, layers: Mapping[str, StoredLayer], folder: Path) -> None:
+    """Read the codes of every stored layer into its QuantizedLinear."""
+    section = read_json(folder / "config.json").get("quantization_config", {})
+    for name, stored in layers.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, QuantizedLinear)
+        tensors = {}
+        for short, file in stored.tensors.items():
+            with _opened(file) as handle:
+                tensors[short] = handle.get_tensor(f"{name}.{short}")
+        try:
+            q = _from_file(tensors, (layer.n_outputs, layer.n_inputs), section)
+        except BadInput as error:
+            raise BadInput(error.what, where=f"{next(iter(stored.tensors.values()))}: {name}", fix=error.fix or AGAIN) from None
+        layer.hold(q)
+
+
+def _from_file(tensors: Mapping[str, Tensor], shape: tuple[int, int], section: Mapping[str, Any]) -> QTensor:
+    if any(short.startswith(f"weight.{STATE}") for short in tensors):
+        q = _from_bitsandbytes_4bit(tensors, shape)
+    elif "SCB" in tensors:
+        q = _from_bitsandbytes_8bit(tensors, shape)
+    else:
+        scheme = _scheme_of(section)
+        named = {("codes" if short == "weight" else short.removeprefix("weight.")): tensor for short, tensor in tensors.items()}
+        q = from_tensors(scheme, shape, "rows", named)
+    scales = q.scales.groups if q.scales.groups is not None else q.scales.stored
+    if not bool(torch.isfinite(scales).all()):
+        raise BadInput("a scale of the quantised weight is NaN or infinite", fix=AGAIN)
+    return q
+
+
+def _scheme_of(section: Mapping[str, Any]) -> Scheme:
+    try:
+        scheme = Scheme(**section["scheme"])
+        checked = find_scheme(scheme.name, scheme.block_size, scheme.double, scheme.clip)
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"config.json does not describe the scheme: {error}", fix=AGAIN) from None
+    if checked != scheme:
+        raise BadInput(f"config.json describes a scheme that is none: {scheme}", fix=AGAIN)
+    return scheme
+
+
+def _from_bitsandbytes_4bit(tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> QTensor:
+    packed = next(tensor for short, tensor in tensors.items() if short.startswith(f"weight.{STATE}"))
+    try:
+        state = json.loads(bytes(packed.to(torch.uint8).tolist()).decode())
+        name, block = str(state["quant_type"]), int(state["blocksize"])
+        declared, nested = tuple(state["shape"]), "weight.nested_absmax" in tensors
+        group, offset = int(state.get("nested_blocksize", GROUP)), float(state.get("nested_offset", 0.0))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"bitsandbytes' quant_state cannot be read: {error!r}", fix=AGAIN) from None
+    if name not in ("nf4", "fp4") or declared != shape or block < 2 or block % 2:
+        raise BadInput(f"the file says {name}, blocks of {block}, shape {declared}; the layer is {shape}", fix=AGAIN)
+    maps = [(tensors.get("weight.quant_map"), codebook(name).levels_16)]
+    maps += [(tensors.get("weight.nested_quant_map"), dynamic_map())] if nested else []
+    if (
+        any(found is None or found.shape != ours.shape or not torch.allclose(found.float(), ours, atol=1e-6) for found, ours in maps)
+        or group != GROUP
+    ):
+        raise BadInput(
+            "the levels in this file are not those of bitsandbytes' nf4 and fp4", fix="give a model saved by bitsandbytes or tunesmith"
+        )
+    scheme = Scheme(name, 4, block, double=nested)
+    named = {"codes": tensors["weight"].contiguous().view(torch.uint8).reshape(1, -1), "scales": tensors["weight.absmax"]}
+    if nested:
+        named |= {"groups": tensors["weight.nested_absmax"], "offset": torch.tensor(offset, dtype=torch.float32)}
+    else:
+        named["scales"] = named["scales"].float()
+    return from_tensors(scheme, shape, "flat", named)
+
+
+def _from_bitsandbytes_8bit(tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> QTensor:
+    weight_format = tensors.get("weight_format")
+    if weight_format is not None and int(weight_format) != 0:
+        raise BadInput("this 8-bit file keeps its rows in another order", fix="save it again with a current bitsandbytes")
+    named = {"codes": tensors["weight"], "scales": tensors["SCB"].float() / UNWEIGHTED_INT8}
+    return from_tensors(Scheme("int8", 8, None), shape, "rows", named)
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------
+
+
+def save_quantized(model: Any, folder: Path, compute: torch.dtype) -> None:
+    """Weights and config.json of a model with QuantizedLinear layers; nf4, fp4 and int8 rows in bitsandbytes' format."""
+    from huggingface_hub import save_torch_state_dict
+
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+    if not layers:
+        raise BadInput("no layer of this model is quantised", fix="quantise it first")
+    schemes = {layer.q.scheme for layer in layers.values()}
+    if len(schemes) != 1:
+        raise BadInput("the layers of this model are quantised by several schemes", fix="quantise it again by one")
+    [scheme] = schemes
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if not any(name.startswith(f"{layer}.stored_") for layer in layers)
+    }
+    tied = model.config.get_text_config().tie_word_embeddings and "lm_head.weight" in state
+    if tied:
+        del state["lm_head.weight"]
+    for name, layer in layers.items():
+        state |= {f"{name}.{short}": tensor.contiguous() for short, tensor in to_file(layer.q, compute).items()}
+    with explain_disk(folder, sum(tensor.nbytes for tensor in state.values())):
+        folder.mkdir(parents=True, exist_ok=True)
+        model.config.save_pretrained(folder)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+        save_torch_state_dict(state, folder, safe_serialization=True, metadata={"format": "pt"})
+        config = read_json(folder / "config.json")
+        config |= {"quantization_config": describe(scheme, compute), "dtype": str(compute).removeprefix("torch.")}
+        write_json(folder / "config.json", config)
+
+
+def to_file(q: QTensor, compute: torch.dtype) -> dict[str, Tensor]:
+    """Tensors of a layer by short name, as the table above says."""
+    if q.scheme.is_codebook:
+        flat = _flat(q)
+        settings: dict[str, Any] = {
+            "quant_type": q.scheme.name,
+            "blocksize": q.scheme.block_size,
+            "dtype": str(compute).removeprefix("torch."),
+            "shape": list(q.shape),
+        }
+        tensors = {
+            "weight": flat.codes.reshape(-1, 1), "weight.absmax": flat.scales.stored,
+            "weight.quant_map": codebook(q.scheme.name).levels_16.clone(),
+        }  # fmt: skip
+        if flat.scales.groups is not None and flat.scales.offset is not None:
+            settings |= {"nested_blocksize": GROUP, "nested_dtype": "float32", "nested_offset": float(flat.scales.offset)}
+            tensors |= {"weight.nested_absmax": flat.scales.groups, "weight.nested_quant_map": dynamic_map().clone()}
+        tensors[f"weight.{STATE}{q.scheme.name}"] = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+        return tensors
+    if q.scheme == Scheme("int8", 8, None):
+        return {"weight": q.codes, "SCB": q.scales.stored * UNWEIGHTED_INT8, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return {("weight" if name == "codes" else f"weight.{name}"): tensor for name, tensor in q.tensors().items()}
+
+
+def _flat(q: QTensor) -> QTensor:
+    """The same codes with blocks over the flattened weight, which is what bitsandbytes reads; only where nothing changes by it."""
+    k = q.shape[1]
+    if q.layout == "flat":
+        return q
+    assert q.scheme.block_size is not None
+    if k % q.scheme.block_size:
+        raise BadInput(
+            f"rows of {k} weights do not divide into blocks of {q.scheme.block_size}: bitsandbytes' files run over the ends of rows",
+            fix="quantise for a file with layout flat",
+        )
+    return QTensor(q.scheme, q.shape, "flat", q.codes.reshape(1, -1), q.scales, None)
+
+
+def describe(scheme: Scheme, compute: torch.dtype) -> dict[str, Any]:
+    """quantization_config of config.json."""
+    if scheme.is_codebook:
+        return {
+            "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": scheme.name,
+            "bnb_4bit_use_double_quant": scheme.double, "bnb_4bit_compute_dtype": str(compute).removeprefix("torch."),
+            "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": None,
+        }  # fmt: skip
+    if scheme == Scheme("int8", 8, None):
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": False,
+            "load_in_8bit": True,
+            "llm_int8_threshold": 6.0,
+            "llm_int8_skip_modules": None,
+        }
+    return {"quant_method": "tunesmith", "scheme": asdict(scheme)}

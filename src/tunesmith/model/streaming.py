@@ -1,0 +1,146 @@
+"""Quantise a model weight by weight while transformers loads it, or open one that was saved quantised.
+
+    model, report = load_quantized(path, scheme, …)         # dense files: memory peaks at the quantised size + the largest tensor
+    model, report = load_stored(path, stored, …)            # files that hold quantised weights already (quant_files.py)
+
+Both go through transformers' own loader and its documented hook for quantisers, so that its renaming and its checks hold.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tunesmith.errors import BadInput
+from tunesmith.model.adapters import linear_layers, sample_of
+from tunesmith.model.frozen import QuantizedLinear
+from tunesmith.quant.scheme import Scheme
+from tunesmith.quant.tensor import QTensor, quantize
+
+METHOD = "tunesmith"
+
+
+@register_quantization_config(METHOD)
+class StreamingConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """What transformers hands to the quantiser below: the scheme, or the layers whose weights a file holds quantised."""
+
+    def __init__(self, scheme: Scheme | None = None, stored: frozenset[str] = frozenset()) -> None:
+        self.quant_method = METHOD
+        self.scheme, self.stored = scheme, stored
+
+
+@register_quantizer(METHOD)
+class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Before loading it chooses the layers, while loading it quantises their weights, afterwards it puts QuantizedLinear in their place."""
+
+    requires_calibration = False
+    is_trainable = True
+
+    def __init__(self, quantization_config: StreamingConfig, **more: Any) -> None:
+        super().__init__(quantization_config, **more)
+        self.scheme, self.stored = quantization_config.scheme, quantization_config.stored
+        self.chosen: set[str] = set()
+        self.done: dict[str, tuple[QTensor, Tensor]] = {}
+
+    def is_serializable(self) -> bool:
+        return False
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **ignored: Any) -> nn.Module:
+        layers = linear_layers(model)
+        if self.scheme is None:
+            if missing := sorted(self.stored - layers.keys()):
+                raise BadInput(
+                    f"the file holds quantised layers that the model has not, {missing[0]} first", fix="give the model's own files"
+                )
+            for name in self.stored:  # without a weight of their own, so that the loader asks for none
+                put_quantized(model, name, layers[name])
+            return model
+        for name, layer in layers.items():
+            k = sizes(layer)[1]
+            if self.scheme.block_size is not None and self.scheme.block_size > k:
+                raise BadInput(
+                    f"a block of {self.scheme.block_size} is longer than a row of {name}, which has {k} weights",
+                    where="quantization.block_size", fix=f"at most {k}",
+                )  # fmt: skip
+        self.chosen = {f"{name}.weight" for name in layers}
+        return model
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **ignored: Any) -> bool:
+        return param_name in self.chosen
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _QuantizeWeight(self)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **ignored: Any) -> nn.Module:
+        layers = linear_layers(model)
+        for name, (q, sample) in self.done.items():
+            path = name.removesuffix(".weight")
+            put_quantized(model, path, layers[path]).hold(q, sample)
+        self.done.clear()
+        self.remove_quantization_config(model)  # for transformers this is an ordinary model again
+        return model
+
+
+class _QuantizeWeight(ConversionOps):  # type: ignore[misc]
+    """One weight from the file in, codes kept aside, an empty tensor back: the dense weight is free again."""
+
+    def __init__(self, quantizer: StreamingQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(self, input_dict: dict[str, Any], model: nn.Module | None = None, **ignored: Any) -> dict[str, Tensor]:
+        assert model is not None and self.quantizer.scheme is not None
+        result = {}
+        for name, value in input_dict.items():
+            weight = value[0] if isinstance(value, list) else value
+            layer = model.get_submodule(name.removesuffix(".weight"))
+            expected = tuple(model.get_parameter(name).shape)
+            if tuple(weight.shape) != expected:
+                raise BadInput(f"{name} should be {expected}, and is {tuple(weight.shape)}", fix="copy or download the model again")
+            weight_NK = weight.T if isinstance(layer, Conv1D) else weight
+            self.quantizer.done[name] = (quantize(weight_NK, self.quantizer.scheme, where=name), sample_of(weight))
+            result[name] = torch.empty(0, dtype=model.get_parameter(name).dtype)
+        return result
+
+
+def sizes(layer: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a dense linear layer."""
+    weight: Any = layer.weight
+    rows, columns = weight.shape
+    return (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
+
+
+def put_quantized(model: nn.Module, path: str, layer: nn.Module) -> QuantizedLinear:
+    """A quantised layer in place of a dense one; it has the bias, and no weight yet."""
+    parent, _, child = path.rpartition(".")
+    old: Any = layer
+    n, k = (old.nf, old.nx) if isinstance(layer, Conv1D) else (old.out_features, old.in_features)
+    quantized = QuantizedLinear(n, k, old.bias, old.weight.dtype, isinstance(layer, Conv1D))
+    quantized.train(layer.training)
+    setattr(model.get_submodule(parent), child, quantized)
+    return quantized
+
+
+def load_quantized(path: Path, scheme: Scheme, **settings: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The model with its linear layers (not the head) quantised, and transformers' report of keys. settings: from_pretrained's."""
+    return _load(path, StreamingConfig(scheme), settings)
+
+
+def load_stored(path: Path, stored: frozenset[str], fill: Callable[[nn.Module], None], **settings: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The model with `stored` layers (module paths) left for `fill` to complete; the report does not count their tensors as unused."""
+    model, report = _load(path, StreamingConfig(stored=stored), settings)
+    fill(model)
+    unexpected = [key for key in report.get("unexpected_keys", ()) if not any(key.startswith(f"{name}.") for name in stored)]
+    return model, {**report, "unexpected_keys": unexpected}
+
+
+def _load(path: Path, config: StreamingConfig, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    loaded: tuple[Any, Mapping[str, Any]] = AutoModelForCausalLM.from_pretrained(path, quantization_config=config, **settings)
+    return loaded

@@ -1,0 +1,58 @@
+"""The scales of a quantised tensor: float32, or in 8 bits with scales of their own (double quantisation).
+
+    scales = Scales.exact(absmax_G)                # 32 bits a block: 0.5 bit a weight in blocks of 64
+    scales = Scales.doubled(absmax_G)              # 8 + 32/256 bits a block: 0.127 bit a weight
+    scales.values()                                # float32 [G]
+
+Double: the mean of all scales is taken off, what remains is coded in groups of 256 by the dynamic map's 256 levels times the
+group's largest size. Source: Dettmers et al. 2023 (arXiv 2305.14314), section 3; the arithmetic is bitsandbytes', whose files these are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunesmith.kernels.blocks_4bit import Nested
+from tunesmith.quant.codebook import dynamic_map, nearest_level
+from tunesmith.quant.scheme import GROUP
+
+
+@dataclass(frozen=True)
+class Scales:
+    """stored: float32 [G], or uint8 codes [G] with `groups` float32 [ceil(G / 256)] and `offset` float32 []."""
+
+    stored: Tensor
+    groups: Tensor | None = None
+    offset: Tensor | None = None
+
+    @classmethod
+    def exact(cls, scale_G: Tensor) -> "Scales":
+        return cls(scale_G.float())
+
+    @classmethod
+    def doubled(cls, scale_G: Tensor) -> "Scales":
+        offset = scale_G.float().mean()
+        rest_G = scale_G.float() - offset
+        padded = torch.nn.functional.pad(rest_G, (0, -len(rest_G) % GROUP)).view(-1, GROUP)
+        groups = padded.abs().amax(dim=1)
+        scaled = (padded * (1.0 / groups.clamp(min=1e-38))[:, None]).clamp(-1, 1).view(-1)[: len(rest_G)]
+        return cls(nearest_level(scaled, dynamic_map().to(scaled.device)), groups, offset)
+
+    @property
+    def nested(self) -> Nested | None:
+        """What the 4-bit kernels need to fold the second level in."""
+        if self.groups is None or self.offset is None:
+            return None
+        return Nested(dynamic_map().to(self.stored.device), self.groups, float(self.offset))
+
+    def values(self) -> Tensor:
+        """float32 [G]."""
+        if self.groups is None or self.offset is None:
+            return self.stored
+        levels = dynamic_map().to(self.stored.device)[self.stored.int()]
+        return levels * self.groups.repeat_interleave(GROUP)[: len(levels)] + self.offset
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.stored, self.groups, self.offset) if t is not None)

@@ -1,0 +1,82 @@
+"""What a quantised weight is: its name, its bits, how far one scale reaches.
+
+scheme = find_scheme("nf4", block_size=64, double=True)
+scheme.bits_per_weight(4096)        # 4.127
+
+name                      codes                             one scale for
+nf4, fp4                  16 levels of a codebook            a block (64)
+int2 … int8               symmetric: -max … max              a block (64); int8: a row
+affine2 … affine8         asymmetric: scale and zero point   a block (64); affine8: a row
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from tunesmith.errors import BadInput, nearest
+from tunesmith.quant.affine import Levels
+
+NAMES = ("nf4", "fp4", *(f"int{bits}" for bits in range(2, 9)), *(f"affine{bits}" for bits in range(2, 9)))
+DEFAULT_BLOCK = 64
+GROUP = 256  # scales that share one second-level scale
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """block_size None: the whole row. double: the scales are kept in 8 bits. clip: percentile of sizes beyond which values saturate."""
+
+    name: str
+    bits: int
+    block_size: int | None
+    double: bool = False
+    clip: float | None = None
+
+    @property
+    def is_codebook(self) -> bool:
+        return self.name in ("nf4", "fp4")
+
+    @property
+    def has_zero_point(self) -> bool:
+        return self.name.startswith("affine")
+
+    @property
+    def levels(self) -> Levels:
+        """Of the schemes that count; codebooks have none."""
+        return Levels(self.bits, signed=not self.has_zero_point)
+
+    @property
+    def codes_per_byte(self) -> int:
+        """4 of 2 bits, 2 of up to 4, 1 of more: 3, 5, 6 and 7 bits save no storage here, only levels."""
+        return 4 if self.bits == 2 else 2 if self.bits <= 4 else 1
+
+    def bits_per_weight(self, n_inputs: int) -> float:
+        """Stored bits, scales and zero points included, of a row of `n_inputs` weights."""
+        block = n_inputs if self.block_size is None else self.block_size
+        n_blocks = math.ceil(n_inputs / block)
+        scale_bits = 8 + 32 / GROUP if self.double else 32.0
+        zero_bits = 8 if self.has_zero_point else 0
+        return 8 * math.ceil(n_inputs / self.codes_per_byte) / n_inputs + (scale_bits + zero_bits) * n_blocks / n_inputs
+
+    def __str__(self) -> str:
+        where = "rows" if self.block_size is None else f"blocks of {self.block_size}"
+        return f"{self.name}, {where}" + (", scales in 8 bits" if self.double else "")
+
+
+def find_scheme(name: str, block_size: int | None = None, double: bool | None = None, clip: float | None = None) -> Scheme:
+    """A scheme by name; what is not given is the scheme's own default (double quantisation for codebooks only)."""
+    if name not in NAMES:
+        raise BadInput(f'there is no scheme "{name}"', where="quantization.scheme", fix=nearest(name, NAMES))
+    bits = 4 if name in ("nf4", "fp4") else int(re.sub(r"\D", "", name))
+    if block_size is not None and (block_size < 32 or block_size > 4096 or block_size % 2):
+        raise BadInput(
+            f"a block of {block_size} weights cannot be had",
+            where="quantization.block_size",
+            fix="an even number from 32 to 4096; 64 is usual",
+        )
+    if clip is not None and not 50 <= clip < 100:
+        raise BadInput(f"{clip} is no percentile to clip at", where="quantization.clip", fix="from 50 to below 100; 99.5 is usual")
+    if clip is not None and name in ("nf4", "fp4"):
+        raise BadInput(f"{name} has no clipping: its levels are made for the largest value", where="quantization.clip", fix="leave it out")
+    by_row = bits == 8 and block_size is None
+    doubled = name in ("nf4", "fp4") if double is None else double
+    return Scheme(name, bits, None if by_row else block_size or DEFAULT_BLOCK, doubled, clip)

@@ -1,0 +1,203 @@
+"""A weight in few bits: codes, scales, shape; and the way there and back.
+
+    q = quantize(weight_NK, find_scheme("nf4"))       # outputs x inputs
+    weight_NK = dequantize(q, torch.bfloat16)         # or into a buffer: dequantize_into(q, out_NK)
+
+Blocks lie along a row and end with it (layout "rows": a row can be cut off, sharded, de-quantised alone), or run over the
+flattened weight (layout "flat": bitsandbytes' files). Where the block divides the row both hold the same codes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tunesmith.errors import BadInput
+from tunesmith.kernels.blocks_4bit import dequantize_4bit, quantize_4bit
+from tunesmith.quant import affine
+from tunesmith.quant.codebook import codebook
+from tunesmith.quant.scales import Scales
+from tunesmith.quant.scheme import Scheme
+
+Layout: TypeAlias = Literal["rows", "flat"]
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """codes uint8 [N, P] (int8 for int5 … int8), P bytes a row; scales of G blocks a row; zeros uint8 [N·G] of affine schemes.
+
+    In layout "flat" the weight counts as one row of N·K values.
+    """
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    layout: Layout
+    codes: Tensor
+    scales: Scales
+    zeros: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.zeros is None else self.zeros.nbytes)
+
+    @property
+    def rows_cols(self) -> tuple[int, int]:
+        """Rows that blocks run along, and their length."""
+        n, k = self.shape
+        return (n, k) if self.layout == "rows" else (1, n * k)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that must be stored, by name; `from_tensors` is the way back."""
+        named = {
+            "codes": self.codes,
+            "scales": self.scales.stored,
+            "groups": self.scales.groups,
+            "offset": self.scales.offset,
+            "zeros": self.zeros,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def to(self, device: torch.device) -> "QTensor":
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return from_tensors(self.scheme, self.shape, self.layout, moved)
+
+
+def from_tensors(scheme: Scheme, shape: tuple[int, int], layout: Layout, tensors: Mapping[str, Tensor]) -> QTensor:
+    """A QTensor from stored tensors; refuses what cannot belong together (a truncated or tampered file)."""
+    expected = stored_shapes(scheme, shape, layout)
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise BadInput(
+                f'the quantised weight\'s "{name}" should be {expected.get(name, "absent")}, and is {found.get(name, "missing")}',
+                fix="the file is damaged or belongs to another model: quantise again",
+            )
+    scales = Scales(tensors["scales"], tensors.get("groups"), tensors.get("offset"))
+    return QTensor(scheme, shape, layout, tensors["codes"], scales, tensors.get("zeros"))
+
+
+def stored_shapes(scheme: Scheme, shape: tuple[int, int], layout: Layout) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each stored tensor of a weight [N, K]."""
+    n, k = shape if layout == "rows" else (1, shape[0] * shape[1])
+    n_blocks = n * -(-k // (scheme.block_size or k))
+    whole_bytes = scheme.codes_per_byte == 1
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "codes": ((n, -(-k // scheme.codes_per_byte)), torch.int8 if whole_bytes and not scheme.has_zero_point else torch.uint8),
+        "scales": ((n_blocks,), torch.uint8 if scheme.double else torch.float32),
+    }
+    if scheme.double:
+        shapes |= {"groups": ((-(-n_blocks // 256),), torch.float32), "offset": ((), torch.float32)}
+    if scheme.has_zero_point:
+        shapes["zeros"] = ((n_blocks,), torch.uint8)
+    return shapes
+
+
+@torch.no_grad()
+def quantize(weight_NK: Tensor, scheme: Scheme, layout: Layout = "rows", where: str = "") -> QTensor:
+    """Refuses NaN and inf, of which a few bits could say nothing."""
+    n, k = weight_NK.shape
+    x = weight_NK.contiguous().view((n, k) if layout == "rows" else (1, n * k))
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        x = x.float()
+    if scheme.is_codebook:
+        book = codebook(scheme.name).to(x.device)
+        assert scheme.block_size is not None
+        codes, scale_G = quantize_4bit(x, book.bounds_15, book.order_16, scheme.block_size)
+        zeros = None
+    else:
+        codes, scale_G, zeros = _quantize_affine(x, scheme)
+    if not bool(torch.isfinite(scale_G).all()):
+        raise BadInput(
+            "a weight that is NaN or infinite cannot be quantised", where=where, fix="the model is broken: copy or download it again"
+        )
+    return QTensor(scheme, (n, k), layout, codes, Scales.doubled(scale_G) if scheme.double else Scales.exact(scale_G), zeros)
+
+
+def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight [N, K] that the codes stand for."""
+    return dequantize_into(q, torch.empty(q.shape, dtype=dtype, device=q.codes.device))
+
+
+@torch.no_grad()
+def dequantize_into(q: QTensor, out_NK: Tensor) -> Tensor:
+    """The same into a contiguous buffer of N·K numbers, float32 or bfloat16; every value is computed in float32 and rounded once."""
+    out = out_NK.view(q.rows_cols)
+    if q.scheme.is_codebook:
+        assert q.scheme.block_size is not None
+        book = codebook(q.scheme.name).to(q.codes.device)
+        dequantize_4bit(q.codes, book.levels_16, q.scales.stored, q.scheme.block_size, out, q.scales.nested)
+    else:
+        _dequantize_affine(q, out)
+    return out_NK
+
+
+def _quantize_affine(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Groups of a block each; the ragged ends of rows are groups of their own length."""
+    n, k = x.shape
+    block = scheme.block_size or k
+    n_blocks = -(-k // block)
+    scale_NG = torch.empty(n, n_blocks, dtype=torch.float32, device=x.device)
+    zero_NG = torch.empty(n, n_blocks, dtype=torch.uint8, device=x.device) if scheme.has_zero_point else None
+    codes_NK = torch.empty(n, k, dtype=torch.int8 if scheme.levels.signed else torch.uint8, device=x.device)
+    whole = k // block
+    for columns, groups, size in (
+        (slice(0, whole * block), slice(0, whole), block),
+        (slice(whole * block, k), slice(whole, n_blocks), k % block),
+    ):
+        if groups.start == groups.stop:
+            continue
+        x_GB = x[:, columns].reshape(-1, size)
+        inside_GB = affine.clip_ends(x_GB, scheme.clip)
+        if zero_NG is None:
+            scale_G, zero_G = affine.symmetric_scale(inside_GB, scheme.levels), None
+        else:
+            scale_G, zero_G = affine.minmax_scale(inside_GB, scheme.levels)
+            zero_NG[:, groups] = zero_G.view(n, -1)
+        scale_NG[:, groups] = scale_G.view(n, -1)
+        codes_NK[:, columns] = affine.quantize(x_GB, scheme.levels, scale_G, zero_G).view(n, -1)
+    return pack(codes_NK, scheme), scale_NG.view(-1), None if zero_NG is None else zero_NG.view(-1)
+
+
+def _dequantize_affine(q: QTensor, out: Tensor) -> None:
+    n, k = out.shape
+    block = q.scheme.block_size or k
+    codes_NK = unpack(q.codes, q.scheme, k)
+    scale_NG = q.scales.values().view(n, -1)
+    zero_NG = None if q.zeros is None else q.zeros.view(n, -1)
+    whole = k // block
+    for columns, groups, size in (
+        (slice(0, whole * block), slice(0, whole), block),
+        (slice(whole * block, k), slice(whole, None), k % block),
+    ):
+        if columns.start < columns.stop:
+            zero_G = None if zero_NG is None else zero_NG[:, groups].reshape(-1)
+            values = affine.dequantize(codes_NK[:, columns].reshape(-1, size), scale_NG[:, groups].reshape(-1), zero_G)
+            out[:, columns] = values.view(n, -1)
+
+
+def pack(codes_NK: Tensor, scheme: Scheme) -> Tensor:
+    """Bytes [N, P]: 1, 2 or 4 codes in each, the first in the highest bits; signed codes are counted from the lowest."""
+    per_byte = scheme.codes_per_byte
+    if per_byte == 1:
+        return codes_NK
+    width = 8 // per_byte
+    counted = (codes_NK.int() - scheme.levels.lowest).to(torch.uint8)
+    padded = torch.nn.functional.pad(counted, (0, -counted.shape[1] % per_byte))
+    parts = padded.view(len(padded), -1, per_byte)
+    packed = torch.zeros(parts.shape[:2], dtype=torch.uint8, device=codes_NK.device)
+    for place in range(per_byte):
+        packed |= parts[:, :, place] << (8 - width * (place + 1))
+    return packed
+
+
+def unpack(codes_NP: Tensor, scheme: Scheme, n_columns: int) -> Tensor:
+    """The codes [N, K] again."""
+    per_byte = scheme.codes_per_byte
+    if per_byte == 1:
+        return codes_NP
+    width = 8 // per_byte
+    parts = [(codes_NP >> (8 - width * (place + 1))) & ((1 << width) - 1) for place in range(per_byte)]
+    codes_NK = torch.stack(parts, dim=-1).view(len(codes_NP), -1)[:, :n_columns]
+    return (codes_NK.to(torch.int8) + scheme.levels.lowest) if scheme.levels.signed else codes_NK
