@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tunesmith import __version__
-from tunesmith.config import Run
+from tunesmith.config import QuantizationConfig, Run
 from tunesmith.errors import BadInput
 from tunesmith.files import explain_disk, sync, write_json
 from tunesmith.hardware import pick_device, pick_dtype
@@ -80,13 +80,12 @@ def build(run: Run, name: str) -> Tuned:
 
 def load_base(run: Run, dtype: str) -> Loaded:
     """The base that adapters of this run belong on: quantised as the run says if its method is qlora."""
-    chosen = run.quantization.model_fields_set
-    if run.method != "qlora" and chosen:
-        raise BadInput(f"method {run.method} has no quantised base", where=f"quantization.{sorted(chosen)[0]}", fix="method: qlora")
-    quantised = is_quantised(run.model)
-    if run.method != "qlora" or (quantised and not chosen):
-        return load_model(run.model, dtype)
     section = run.quantization
+    chosen = section != QuantizationConfig()  # a saved config spells the defaults out
+    if run.method != "qlora" and chosen:
+        raise BadInput(f"method {run.method} has no quantised base", where="quantization", fix="method: qlora")
+    if run.method != "qlora" or (is_quantised(run.model) and not chosen):
+        return load_model(run.model, dtype)
     return load_model(run.model, dtype, scheme=find_scheme(section.scheme, section.block_size, section.double, section.clip))
 
 
