@@ -22,6 +22,7 @@ from tunesmith.training.loop import resume, train
 METHODS = {
     "lora": {"method": "lora", "lora": {"rank": 4}},
     "lora-dropout": {"method": "lora", "lora": {"rank": 4, "dropout": 0.2, "targets": ["q_proj", "down_proj"]}},
+    "qlora": {"method": "qlora", "lora": {"rank": 4}, "quantization": {"block_size": 32}},
     "full": {"method": "full", "training": {"learning_rate": 1e-3}},
     "full-last-layer": {"method": "full", "full": {"train": 1}, "training": {"learning_rate": 1e-3}},
 }

@@ -6,7 +6,9 @@
 Both go through transformers' own loader and its documented hook for quantisers, so that its renaming and its checks hold.
 """
 
+import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from tunesmith.errors import BadInput
 from tunesmith.model.adapters import linear_layers, sample_of
 from tunesmith.model.frozen import QuantizedLinear
+from tunesmith.progress import Bar, progress
 from tunesmith.quant.scheme import Scheme
-from tunesmith.quant.tensor import QTensor, quantize
+from tunesmith.quant.tensor import Layout, QTensor, quantize
 
 METHOD = "tunesmith"
 
@@ -32,9 +35,9 @@ METHOD = "tunesmith"
 class StreamingConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """What transformers hands to the quantiser below: the scheme, or the layers whose weights a file holds quantised."""
 
-    def __init__(self, scheme: Scheme | None = None, stored: frozenset[str] = frozenset()) -> None:
+    def __init__(self, scheme: Scheme | None = None, layout: Layout = "rows", stored: frozenset[str] = frozenset()) -> None:
         self.quant_method = METHOD
-        self.scheme, self.stored = scheme, stored
+        self.scheme, self.layout, self.stored = scheme, layout, stored
 
 
 @register_quantizer(METHOD)
@@ -46,9 +49,12 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: StreamingConfig, **more: Any) -> None:
         super().__init__(quantization_config, **more)
-        self.scheme, self.stored = quantization_config.scheme, quantization_config.stored
+        self.scheme, self.layout, self.stored = quantization_config.scheme, quantization_config.layout, quantization_config.stored
         self.chosen: set[str] = set()
+        self.working = ExitStack()  # closed when all is read
+        self.bar: Bar | None = None
         self.done: dict[str, tuple[QTensor, Tensor]] = {}
+        self.problems: list[BadInput] = []
 
     def is_serializable(self) -> bool:
         return False
@@ -62,6 +68,9 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
                 )
             for name in self.stored:  # without a weight of their own, so that the loader asks for none
                 put_quantized(model, name, layers[name])
+            theirs: Any = model  # a bias that the model has not stays unexpected
+            ignored = {rf"^{re.escape(name)}\.(?!bias$)" for name in self.stored}
+            theirs._keys_to_ignore_on_load_unexpected = ignored | set(theirs._keys_to_ignore_on_load_unexpected or ())
             return model
         for name, layer in layers.items():
             k = sizes(layer)[1]
@@ -71,6 +80,7 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
                     where="quantization.block_size", fix=f"at most {k}",
                 )  # fmt: skip
         self.chosen = {f"{name}.weight" for name in layers}
+        self.bar = self.working.enter_context(progress("quantising", len(self.chosen), "weight"))
         return model
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **ignored: Any) -> bool:
@@ -80,6 +90,9 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
         return _QuantizeWeight(self)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **ignored: Any) -> nn.Module:
+        self.working.close()
+        if self.problems:
+            raise self.problems[0]
         layers = linear_layers(model)
         for name, (q, sample) in self.done.items():
             path = name.removesuffix(".weight")
@@ -100,13 +113,21 @@ class _QuantizeWeight(ConversionOps):  # type: ignore[misc]
         result = {}
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
-            layer = model.get_submodule(name.removesuffix(".weight"))
-            expected = tuple(model.get_parameter(name).shape)
-            if tuple(weight.shape) != expected:
-                raise BadInput(f"{name} should be {expected}, and is {tuple(weight.shape)}", fix="copy or download the model again")
-            weight_NK = weight.T if isinstance(layer, Conv1D) else weight
-            self.quantizer.done[name] = (quantize(weight_NK, self.quantizer.scheme, where=name), sample_of(weight))
-            result[name] = torch.empty(0, dtype=model.get_parameter(name).dtype)
+            layer, placeholder = model.get_submodule(name.removesuffix(".weight")), model.get_parameter(name)
+            result[name] = torch.empty(0, dtype=placeholder.dtype)
+            try:
+                if weight.shape != placeholder.shape:
+                    found, expected = tuple(weight.shape), tuple(placeholder.shape)
+                    raise BadInput(f"{name} should be {expected}, and is {found}", fix="copy or download the model again")
+                weight_NK = weight.T if isinstance(layer, Conv1D) else weight
+                self.quantizer.done[name] = (
+                    quantize(weight_NK, self.quantizer.scheme, self.quantizer.layout, where=name),
+                    sample_of(weight),
+                )
+            except BadInput as error:  # the loader would wrap it in words of its own
+                self.quantizer.problems.append(error)
+            if self.quantizer.bar is not None:
+                self.quantizer.bar.advance(1)
         return result
 
 
@@ -128,17 +149,16 @@ def put_quantized(model: nn.Module, path: str, layer: nn.Module) -> QuantizedLin
     return quantized
 
 
-def load_quantized(path: Path, scheme: Scheme, **settings: Any) -> tuple[Any, Mapping[str, Any]]:
+def load_quantized(path: Path, scheme: Scheme, layout: Layout = "rows", **settings: Any) -> tuple[Any, Mapping[str, Any]]:
     """The model with its linear layers (not the head) quantised, and transformers' report of keys. settings: from_pretrained's."""
-    return _load(path, StreamingConfig(scheme), settings)
+    return _load(path, StreamingConfig(scheme, layout), settings)
 
 
 def load_stored(path: Path, stored: frozenset[str], fill: Callable[[nn.Module], None], **settings: Any) -> tuple[Any, Mapping[str, Any]]:
-    """The model with `stored` layers (module paths) left for `fill` to complete; the report does not count their tensors as unused."""
+    """The model with `stored` layers (module paths) left for `fill` to complete."""
     model, report = _load(path, StreamingConfig(stored=stored), settings)
     fill(model)
-    unexpected = [key for key in report.get("unexpected_keys", ()) if not any(key.startswith(f"{name}.") for name in stored)]
-    return model, {**report, "unexpected_keys": unexpected}
+    return model, report
 
 
 def _load(path: Path, config: StreamingConfig, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
