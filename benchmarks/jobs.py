@@ -39,6 +39,9 @@ def jobs(data: Path) -> dict[str, dict[str, Any]]:
         "method": "lora", "lora": {"rank": 32}, "data": snips,
         "training": {"epochs": 2, "batch_size": 16, "learning_rate": 2.5e-3, "max_length": 256},
     }  # fmt: skip
+    found["snips-full"] = {
+        "method": "full", "data": snips, "training": {"epochs": 4, "batch_size": 16, "learning_rate": 6e-4, "max_length": 256},
+    }  # fmt: skip
     return found
 
 
