@@ -1,18 +1,23 @@
-"""How long one LoRA step takes beside transformers + PEFT, on the CPU, and whether both compute the same.
+"""How long one LoRA or QLoRA step takes beside transformers + PEFT, on the CPU, and whether both compute the same.
 
-    python benchmarks/step.py                          # both opponents, 20 steps each; writes benchmarks/results/speed.json
+    python benchmarks/step.py                          # all opponents, 20 steps each; writes benchmarks/results/speed.json
     python benchmarks/step.py --only hf-peft --steps 5
     python benchmarks/step.py --tiny                   # a toy shape: tests this script, writes nothing
 
 The model has the shape of a 135M Llama (width 576, 30 layers, 9 heads over 3, 49,152 words, tied) and seeded random weights, with
 logits spread so that the loss is far from ln V: a lost norm or scale would show. Every linear layer gets LoRA of rank 16; a step
 takes 4 x 512 tokens, all trained, in bfloat16 with float32 adapters, AdamW and clipping, no gradient checkpointing. Both sides read
-the same files, start from the same A (B is zero), see the same tokens, and are compared in loss and gradient norm at every step.
+the same files, start from the same A (B is zero), see the same tokens, and are compared in loss and gradient norm at every step. For
+QLoRA the base is NF4 in blocks of 64 with double quantisation on both sides.
 
 Opponents
     hf-peft         transformers + PEFT as they come
     hf-peft-tuned   the same with what a careful user could add: our allocator settings, and the fastest of a few thread counts
                     with and without autocast (tried in a process of its own before)
+    hf-bnb          transformers + PEFT + bitsandbytes as PEFT's guide has it: prepare_model_for_kbit_training, with its
+                    gradient checkpointing and its float32 norms and embeddings
+    hf-bnb-tuned    the same without that preparation, with our allocator settings and the fastest threads and autocast
+    own-lora        our own LoRA step over the bfloat16 base: what four bits cost in time (the losses differ, as the weights do)
 """
 
 import argparse
@@ -30,7 +35,10 @@ import numpy as np
 
 import _harness as harness
 
-OPPONENTS = ("hf-peft", "hf-peft-tuned")
+OPPONENTS = {
+    "hf-peft": "step-135m-lora", "hf-peft-tuned": "step-135m-lora",
+    "hf-bnb": "step-135m-qlora", "hf-bnb-tuned": "step-135m-qlora", "own-lora": "step-135m-qlora",
+}  # fmt: skip
 RANK, ALPHA, RATE, MAX_GRAD_NORM, SEED = 16, 32.0, 3e-4, 1.0, 0
 WARM_UP_STEPS = 2  # compared in value, left out of the time: they build oneDNN's kernels and touch memory for the first time
 LOGIT_SPREAD = 3.0  # standard deviation of the logits: the first loss is about ln V + 3² / 2
@@ -46,6 +54,7 @@ class Shape:
     """A Llama, and the rows and tokens of one step."""
 
     workload: str
+    method: str
     width: int
     layers: int
     heads: int
@@ -58,7 +67,11 @@ class Shape:
 
 SHAPES = {
     shape.workload: shape
-    for shape in (Shape("step-135m-lora", 576, 30, 9, 3, 1536, 49_152, 4, 512), Shape("step-tiny-lora", 64, 3, 4, 2, 128, 512, 2, 64))
+    for method in ("lora", "qlora")
+    for shape in (
+        Shape(f"step-135m-{method}", method, 576, 30, 9, 3, 1536, 49_152, 4, 512),
+        Shape(f"step-tiny-{method}", method, 64, 3, 4, 2, 128, 512, 2, 64),
+    )
 }
 
 Answer = Callable[[harness.Command], harness.Reply]
@@ -124,8 +137,10 @@ def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.
 
     training = TrainingConfig(learning_rate=RATE, max_grad_norm=MAX_GRAD_NORM, dtype="bfloat16", seed=SEED)
     lora = LoraConfig(rank=RANK, alpha=ALPHA)
-    tuned = build(Run(model=str(folder), output="none", data=DataConfig(train="none"), lora=lora, training=training), "bench")
-    write_tensors(folder / "start.safetensors", tuned.parameters)
+    method = settings.get("method", shape.method)
+    tuned = build(Run(model=str(folder), method=method, output="none", data=DataConfig(train="none"), lora=lora, training=training), "bench")
+    if not (folder / "start.safetensors").exists():
+        write_tensors(folder / "start.safetensors", tuned.parameters)
     scored = Scored(tuned.loaded.model, tuned.compute_dtype)
     optimizer = build_optimizer(tuned.parameters, training, RATE)
 
@@ -150,7 +165,8 @@ def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.
 def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.Reply, Answer]:
     """The step as PEFT's documentation writes it.
 
-    settings   keep_memory: our allocator settings; threads: their number; autocast: run the forward under bfloat16 autocast
+    settings   keep_memory: our allocator settings; threads: their number; autocast: run the forward under bfloat16 autocast;
+               prepared: as PEFT's guide prepares a quantised base
     """
     if settings.get("keep_memory"):
         from tunesmith.hardware import keep_freed_memory
@@ -158,15 +174,22 @@ def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harnes
         keep_freed_memory()
     import torch
     import transformers
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from safetensors.torch import load_file
     from torch import nn
 
     if "threads" in settings:
         torch.set_num_threads(settings["threads"])
     transformers.utils.logging.disable_progress_bar()
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_safetensors=True)
+    quantised = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, use_safetensors=True, quantization_config=quantised if shape.method == "qlora" else None
+    )
     base.config.use_cache = False  # as transformers' Trainer does
+    if settings.get("prepared"):
+        base = prepare_model_for_kbit_training(base)
     model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"))
     trained = {name.replace(".default.", "."): p for name, p in model.named_parameters() if p.requires_grad}
     start = load_file(folder / "start.safetensors")
@@ -230,8 +253,9 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
     print(f"{shape.workload} against {opponent}: {n_steps} steps each, in turns")
     pairs: list[dict[str, harness.Reply]] = []
     with start("ours", folder, shape, {}) as our_side:  # first: it writes the A that both start from
-        settings = tuned_settings(folder, shape) if opponent == "hf-peft-tuned" else {}
-        with start("theirs", folder, shape, settings) as their_side:
+        settings = tuned_settings(folder, shape) if opponent.endswith("-tuned") else {"prepared": True} if opponent == "hf-bnb" else {}
+        settings |= {"method": "lora"} if opponent == "own-lora" else {}
+        with start("ours" if opponent == "own-lora" else "theirs", folder, shape, settings) as their_side:
             commands = [{"step": n} for n in range(n_steps)]
             for n, pair in enumerate(harness.alternate({"ours": our_side, "theirs": their_side}, commands)):
                 mine, other = pair["ours"], pair["theirs"]
@@ -243,7 +267,7 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
                 )
                 for key, noise in (("loss", LOSS_NOISE if n else FIRST_LOSS_NOISE), ("grad_norm", GRAD_NORM_NOISE)):
                     difference = harness.relative_difference(mine[key], other[key])
-                    if not difference <= noise:
+                    if opponent != "own-lora" and not difference <= noise:
                         raise SystemExit(f"step {n + 1}: {key} differs by {difference:.3%}, more than {noise:.1%}; nothing is written")
                 pairs.append(pair)
     first, last = pairs[0], pairs[-1]
@@ -273,19 +297,19 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", choices=OPPONENTS, help="one opponent instead of both")
+    parser.add_argument("--only", nargs="*", choices=OPPONENTS, help="these opponents instead of all")
     parser.add_argument("--steps", type=int, default=20, help="steps of each side, of which the first two are not timed (20)")
     parser.add_argument("--tiny", action="store_true", help="a toy shape that tests this script; writes only where --output says")
     parser.add_argument("--output", type=Path, help="results file (benchmarks/results/speed.json)")
     chosen = parser.parse_args()
     if chosen.steps < 1:
         parser.error("--steps: at least 1")
-    shape = SHAPES["step-tiny-lora" if chosen.tiny else "step-135m-lora"]
     output = chosen.output or (None if chosen.tiny else harness.RESULTS / "speed.json")
     now = harness.facts()
-    with tempfile.TemporaryDirectory(prefix="tunesmith-step-") as folder:
-        write_model(Path(folder), shape)
-        for opponent in (chosen.only,) if chosen.only else OPPONENTS:
+    for opponent in chosen.only or OPPONENTS:
+        shape = SHAPES[OPPONENTS[opponent].replace("135m", "tiny") if chosen.tiny else OPPONENTS[opponent]]
+        with tempfile.TemporaryDirectory(prefix="tunesmith-step-") as folder:
+            write_model(Path(folder), shape)
             row = compare(opponent, Path(folder), shape, chosen.steps)
             if output is not None:
                 harness.write_rows(output, [row], now)  # after each opponent: a broken second one costs nothing
