@@ -48,10 +48,10 @@ static inline float float_of(int32_t bits) {
     return x;
 }
 
-/* To nearest, ties to even; NaN stays NaN. */
+/* To nearest, ties to even. The NaN of a product is a quiet one: its upper half is NaN too. */
 static inline uint16_t bfloat16_of(float x) {
     uint32_t bits = (uint32_t)bits_of(x);
-    if (isnan(x)) return (uint16_t)(bits >> 16 | 0x40);
+    if (isnan(x)) return (uint16_t)(bits >> 16);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
@@ -163,7 +163,7 @@ AVX2 static inline __m256i bfloat16_of_8(__m256 x) {
     __m256i carry = _mm256_add_epi32(_mm256_set1_epi32(0x7fff), _mm256_and_si256(top, _mm256_set1_epi32(1)));
     __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, carry), 16);
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    return _mm256_blendv_epi8(rounded, _mm256_or_si256(top, _mm256_set1_epi32(0x40)), nan);
+    return _mm256_blendv_epi8(rounded, top, nan);
 }
 
 AVX2 static void read_bfloat16_avx2(const uint8_t *codes, const float *levels, const float *scales, int64_t block_size, void *out,
@@ -279,7 +279,7 @@ AVX512 static void read_bfloat16_avx512(const uint8_t *codes, const float *level
         __m512i carry = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(top, _mm512_set1_epi32(1)));
         __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, carry), 16);
         __mmask16 nan = _mm512_cmp_ps_mask(products, products, _CMP_UNORD_Q);
-        __m256i sixteen = _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40)));
+        __m256i sixteen = _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, top));
         __m512i results = _mm512_broadcast_i64x4(sixteen); /* twice, so that the fifth bit of an index does not matter */
         int64_t i = start, end = smaller(start + block_size, n);
         for (; i + 32 <= end; i += 32) {

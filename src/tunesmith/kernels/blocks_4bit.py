@@ -3,7 +3,7 @@
     dequantize_4bit(codes_NP, levels_16, absmax, 64, out_NK)            # value = levels[code] * scale of its block
     codes_NP, absmax = quantize_4bit(weight_NK, bounds_15, order_16, 64)
 
-A row of 6 numbers in blocks of 4, with the levels -1, -14/15 ... 1 and the scales 2.0 and 0.5:
+A row of 6 numbers in blocks of 4, with the levels -1, -13/15 ... 1 and the scales 2.0 and 0.5:
 
     codes    0    15     7     8  |   15     0          two to a byte, the first in the high half: 0x0f 0x78 0xf0
     values  -2     2  -.13   .13  |   .5   -.5

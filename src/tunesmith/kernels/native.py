@@ -51,6 +51,12 @@ def describe() -> str:
     return f"torch ({forced or library})"
 
 
+def library_file() -> Path | None:
+    """Where the library lies, if it was built."""
+    beside = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in beside if path.is_file()), None)
+
+
 @cache
 def _choose(wanted: str) -> Compiled | None:
     if wanted not in ("", "torch", "c", *FORCED):
@@ -72,7 +78,7 @@ def _choose(wanted: str) -> Compiled | None:
 @cache
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
-    found = next((path for path in map(_beside, EXTENSION_SUFFIXES) if path.is_file()), None)
+    found = library_file()
     if found is None:
         return "no C compiler at installation"
     try:
@@ -89,7 +95,3 @@ def _load() -> ctypes.CDLL | str:
     for function in (library.tunesmith_dequantize_4bit, library.tunesmith_quantize_4bit):
         function.restype = None
     return library
-
-
-def _beside(suffix: str) -> Path:
-    return Path(__file__).with_name(f"_native{suffix}")
