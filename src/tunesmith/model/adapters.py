@@ -11,7 +11,7 @@ and all are reported in one error.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -27,6 +27,7 @@ from tunesmith import __version__
 from tunesmith.config import LoraConfig
 from tunesmith.errors import BadInput, nearest
 from tunesmith.files import read_json, write_json, write_tensors
+from tunesmith.model.experts import ExpertStack, expert_order, expert_parameters, put_stack
 from tunesmith.model.frozen import FrozenLinear, QuantizedLinear
 from tunesmith.model.lora import Adapter, LoraLinear, Switch
 
@@ -36,17 +37,19 @@ _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")  # a ten
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that an adapter changes, in numbers."""
+    """One layer that an adapter changes, in numbers; a stack of experts counts for `n_experts` of them."""
 
     name: str
     n_inputs: int
     n_outputs: int
+    n_experts: int = 1
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every nn.Linear, Conv1D and QuantizedLinear but the output head, by module path; layers that carry adapters already included."""
     head = output_head(model)
     inside = {id(m.frozen) for m in model.modules() if isinstance(m, LoraLinear)}
+    inside |= {id(layer) for m in model.modules() if isinstance(m, ExpertStack) for layer in m.quantized}
     return {
         name: module
         for name, module in model.named_modules()
@@ -62,10 +65,10 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 
 def choose_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
-    """Module paths that `lora.targets` means: all-linear, or names that match a path or its end."""
-    layers = linear_layers(model)
+    """Module paths that `lora.targets` means: all-linear, or names that match a path or its end; experts only by name."""
     if targets == "all-linear":
-        return list(layers)
+        return list(linear_layers(model))
+    layers = [*linear_layers(model), *expert_parameters(model)]
     wanted = [targets] if isinstance(targets, str) else targets
     chosen = [name for name in layers if any(_matches(name, target) for target in wanted)]
     unused = [target for target in wanted if not any(_matches(name, target) for name in layers)]
@@ -110,22 +113,39 @@ def using(model: nn.Module, name: str | None) -> Iterator[None]:
 def adapter_names(model: nn.Module) -> list[str]:
     names: dict[str, None] = {}
     for module in model.modules():
-        if isinstance(module, LoraLinear):
+        if isinstance(module, LoraLinear | ExpertStack):
             names |= dict.fromkeys(module.adapters)
     return list(names)
 
 
-def adapted_layers(model: nn.Module, name: str) -> dict[str, LoraLinear]:
-    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLinear) and name in m.adapters}
+def adapted_layers(model: nn.Module, name: str) -> dict[str, LoraLinear | ExpertStack]:
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLinear | ExpertStack) and name in m.adapters}
+
+
+def peft_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
+    """How PEFT calls each adapted layer. A stack of experts is named by its module; of several in one, the first is the innermost."""
+    experts, result = expert_parameters(model), {}
+    adapted = set(paths)
+    for path in adapted:
+        result[path] = path
+        if path in experts:
+            module, name, _ = experts[path]
+            owner = path.rpartition(".")[0]
+            order = expert_order(module)
+            later = [other for other in order[order.index(name) + 1 :] if f"{owner}.{other}" in adapted]
+            result[path] = owner + ".base_layer" * len(later)
+    return result
 
 
 def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """Trained tensors by their name in PEFT's file."""
     parameters: dict[str, nn.Parameter] = {}
-    for path, layer in adapted_layers(model, name).items():
+    layers = adapted_layers(model, name)
+    named = peft_paths(model, layers)
+    for path, layer in layers.items():
         adapter: Any = layer.adapters[name]
-        parameters[f"{PEFT_PREFIX}{path}.lora_A.weight"] = adapter.a_RK
-        parameters[f"{PEFT_PREFIX}{path}.lora_B.weight"] = adapter.b_NR
+        parameters[f"{PEFT_PREFIX}{named[path]}.lora_A.weight"] = adapter.a_RK
+        parameters[f"{PEFT_PREFIX}{named[path]}.lora_B.weight"] = adapter.b_NR
     return parameters
 
 
@@ -145,9 +165,11 @@ def attach(model: nn.Module, name: str, config: LoraConfig, seed: int) -> list[L
 
 def _put(model: nn.Module, name: str, ranks: Mapping[str, int], scales: Mapping[str, float], dropout: float) -> list[Layer]:
     """Replace the named layers (once) and give each an adapter of zeros; a rank that does not fit leaves the model as it was."""
-    modules = linear_layers(model)
+    modules, experts = linear_layers(model), expert_parameters(model)
+    if dropout and (named := [path for path in ranks if path in experts]):
+        raise BadInput(f"experts cannot be adapted with dropout: {named[0]}", where=f"lora.dropout: {dropout}", fix="lora.dropout: 0")
     for path, rank in ranks.items():
-        n, k = _sizes(modules[path])
+        n, k = _sizes(modules[path]) if path in modules else _expert_sizes(experts[path])
         if rank > min(n, k):
             raise BadInput(
                 f"rank {rank} is larger than the layer: {path} is {n}×{k}", where="lora.rank",
@@ -157,6 +179,9 @@ def _put(model: nn.Module, name: str, ranks: Mapping[str, int], scales: Mapping[
         parameter.requires_grad_(False)
     layers = []
     for path, rank in ranks.items():
+        if path in experts:
+            layers.append(_put_on_experts(model, path, name, rank, scales[path]))
+            continue
         module = modules[path]
         if not isinstance(module, LoraLinear):
             wrapped = LoraLinear(module if isinstance(module, QuantizedLinear) else FrozenLinear(module), switch_of(model))
@@ -170,6 +195,30 @@ def _put(model: nn.Module, name: str, ranks: Mapping[str, int], scales: Mapping[
     return layers
 
 
+def _put_on_experts(model: nn.Module, path: str, name: str, rank: int, scale: float) -> Layer:
+    owner, inner, transposed = expert_parameters(model)[path]
+    stack: Any = getattr(owner, inner)
+    if not isinstance(stack, ExpertStack):
+        stack = ExpertStack.of(stack, transposed, switch_of(model))
+        put_stack(model, path, stack)
+    stack.add_adapter(name, rank, scale, next(model.parameters()).device)
+    return Layer(path, stack.n_inputs, stack.n_outputs, stack.n_experts)
+
+
+def _expert_sizes(found: tuple[nn.Module, str, bool]) -> tuple[int, int]:
+    """Outputs and inputs of one expert."""
+    owner, name, transposed = found
+    value: Any = getattr(owner, name)
+    first, second = value.file_shape[1:] if isinstance(value, ExpertStack) else value.shape[1:]
+    return (second, first) if transposed else (first, second)
+
+
+def _n_experts(found: tuple[nn.Module, str, bool]) -> int:
+    owner, name, _ = found
+    value: Any = getattr(owner, name)
+    return value.n_experts if isinstance(value, ExpertStack) else int(value.shape[0])
+
+
 def _check_name(name: str) -> None:
     """A name is a label, never a path or a module path."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
@@ -181,7 +230,7 @@ def arithmetic(layers: list[Layer], rank: int) -> list[str]:
     counts: dict[tuple[int, int], int] = {}
     for layer in layers:
         shape = (layer.n_outputs, layer.n_inputs)
-        counts[shape] = counts.get(shape, 0) + 1
+        counts[shape] = counts.get(shape, 0) + layer.n_experts
     lines, frozen_total, trained_total = [], 0, 0
     for (n, k), count in sorted(counts.items(), key=lambda item: -item[0][0] * item[0][1]):
         frozen, trained = n * k, rank * (n + k)
@@ -206,7 +255,11 @@ def fingerprint(model: nn.Module) -> str:
         name: (tuple(p.shape), sample_of(p)) for name, p in _base_parameters(model).items()
     }
     for path, layer in model.named_modules():
-        if isinstance(layer, QuantizedLinear):
+        if isinstance(layer, ExpertStack):
+            weight = layer.dense
+            experts_sample = layer.sample if layer.sample is not None else sample_of(weight) if weight is not None else torch.zeros(0)
+            samples[path] = (layer.file_shape, experts_sample)
+        elif isinstance(layer, QuantizedLinear) and ".quantized." not in path:
             sizes = (layer.n_outputs, layer.n_inputs)
             sample = layer.sample if layer.sample is not None else sample_of(layer.dense(torch.float32))
             samples[f"{path.removesuffix('.frozen')}.weight"] = (sizes[::-1] if layer.transposed else sizes, sample)
@@ -223,7 +276,7 @@ def sample_of(weight: Tensor) -> Tensor:
 
 def _base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by the names they had before adapters were put on."""
-    return {n.replace(".frozen.", "."): p for n, p in model.named_parameters() if ".adapters." not in n and ".stored_" not in n}
+    return {n.replace(".frozen.", "."): p for n, p in model.named_parameters() if not re.search(r"\.adapters\.|\.stored_|\.dense$", n)}
 
 
 def save_adapter(model: nn.Module, name: str, folder: Path, facts: Mapping[str, Any], base: str, config: LoraConfig) -> None:
@@ -244,27 +297,30 @@ def save_adapter(model: nn.Module, name: str, folder: Path, facts: Mapping[str, 
 
 
 def peft_config(model: nn.Module, name: str, base: str, config: LoraConfig) -> dict[str, Any]:
-    layers = adapted_layers(model, name)
+    adapted = adapted_layers(model, name)
+    experts = sorted(path for path, layer in adapted.items() if isinstance(layer, ExpertStack))
+    layers = {path: layer for path, layer in adapted.items() if isinstance(layer, LoraLinear)}
     ends = sorted({path.rpartition(".")[2] for path in layers})
     # PEFT matches the end of a path: short names only if they mean these layers and no other module
     inside = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, LoraLinear))
     others = [path for path, _ in model.named_modules() if path not in layers and not path.startswith(inside)]
     exact = not any(_matches(path, end) for path in others for end in ends)
     # an adapter that came from a file may have its own rank and scale in each layer
-    ranks = {path: _adapter(layer, name).a_RK.shape[0] for path, layer in layers.items()}
+    ranks = {path: _adapter(layer, name).a_RK.shape[0] // getattr(layer, "n_experts", 1) for path, layer in adapted.items()}
     divisors = {path: math.sqrt(rank) if config.rslora else rank for path, rank in ranks.items()}
-    alphas = {path: _adapter(layer, name).scale * divisors[path] for path, layer in layers.items()}
+    alphas = {path: _adapter(layer, name).scale * divisors[path] for path, layer in adapted.items()}
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
         "lora_alpha": config.resolved_alpha, "lora_dropout": config.dropout, "use_rslora": config.rslora,
-        "target_modules": ends if exact else sorted(layers), "bias": "none", "inference_mode": True, "modules_to_save": None,
+        "target_modules": ends if exact else sorted(layers),
+        "target_parameters": experts or None, "bias": "none", "inference_mode": True, "modules_to_save": None,
         "fan_in_fan_out": any(layer.frozen.transposed for layer in layers.values()), "init_lora_weights": True,
         "rank_pattern": {path: rank for path, rank in ranks.items() if rank != config.rank},
         "alpha_pattern": {path: alpha for path, alpha in alphas.items() if not math.isclose(alpha, config.resolved_alpha)},
     }  # fmt: skip
 
 
-def _adapter(layer: LoraLinear, name: str) -> Adapter:
+def _adapter(layer: LoraLinear | ExpertStack, name: str) -> Adapter:
     adapter = layer.adapters[name]
     assert isinstance(adapter, Adapter)
     return adapter
@@ -333,7 +389,7 @@ def _is_positive(value: object) -> bool:
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None), "modules_to_save": (None, []), "bias": ("none", None), "use_qalora": (False, None),
     "trainable_token_indices": (None, []), "lora_bias": (False, None), "layer_replication": (None, []),
-    "target_parameters": (None, []), "alora_invocation_tokens": (None, []), "use_bdlora": (None, False), "arrow_config": (None,),
+    "alora_invocation_tokens": (None, []), "use_bdlora": (None, False), "arrow_config": (None,),
     "kasa_config": (None,), "monteclora_config": (None,), "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }  # fmt: skip
 
@@ -346,33 +402,39 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
             f'there is already an adapter "{name}" on this model', where=str(folder), fix="--adapter NAME=PATH with another name"
         )
     found = read_adapter(folder)
-    modules = linear_layers(model)
+    modules, experts = linear_layers(model), expert_parameters(model)
+    named = [path for path in experts if any(_matches(path, str(target)) for target in found.config.get("target_parameters") or [])]
+    ours = {theirs: path for path, theirs in peft_paths(model, named).items()}
     head = next((path for path, module in model.named_modules() if module is output_head(model)), None)
     ranks: dict[str, int] = {}
     seen: set[tuple[str, str]] = set()
     problems: list[str] = []
+    other = [target for target in found.config.get("target_parameters") or [] if not any(_matches(path, str(target)) for path in experts)]
+    if other:
+        problems.append(f"target_parameters = {other!r} is not supported: the model has no experts of that name")
     for key, shape in found.shapes.items():
         match = _KEY.fullmatch(key)
         if match is None or len(shape) != 2:
             problems.append(f"unexpected tensor {key} {shape}")
             continue
-        path, side = match[1], match[2]
+        path, side = ours.get(match[1], match[1]), match[2]
         module = modules.get(path)
-        if module is None:
+        if module is None and path not in experts:
             reason = f"{path} is the output head, which tunesmith does not adapt"
             problems.append(reason if path == head else f"the model has no layer {path}")
             continue
         if (path, side) in seen:
             problems.append(f"{path}: lora_{side} is there twice")
         seen.add((path, side))
-        n, k = _sizes(module)
-        rank = shape[0] if side == "A" else shape[1]
+        n, k = _sizes(module) if module is not None else _expert_sizes(experts[path])
+        rank = (shape[0] if side == "A" else shape[1]) // (1 if module is not None else _n_experts(experts[path]))
         expected = _by_layer(found.config.get("rank_pattern"), path, found.config["r"])
         if not 0 < rank <= min(n, k):
             problems.append(f"{path}: the rank of lora_{side} is {rank}, the layer {n}×{k}")
         elif rank != expected:
             problems.append(f"{path}: the rank of lora_{side} is {rank}, adapter_config.json says {expected:g}")
-        if (shape[1] if side == "A" else shape[0]) != (k if side == "A" else n):
+        whole = (shape[0] if side == "A" else shape[1]) == rank * (1 if module is not None else _n_experts(experts[path]))
+        if not whole or (shape[1] if side == "A" else shape[0]) != (k if side == "A" else n):
             problems.append(f"{path}: lora_{side} is {shape[0]}×{shape[1]}, the layer {n}×{k}")
         if ranks.setdefault(path, rank) != rank:
             problems.append(f"{path}: A and B have different ranks")

@@ -22,7 +22,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.errors import BadInput
-from tunesmith.model.adapters import linear_layers, sample_of
+from tunesmith.model.adapters import linear_layers, sample_of, switch_of
+from tunesmith.model.experts import ExpertStack, expert_parameters, put_stack
 from tunesmith.model.frozen import QuantizedLinear
 from tunesmith.progress import Bar, progress
 from tunesmith.quant.scheme import Scheme
@@ -53,7 +54,7 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
         self.chosen: set[str] = set()
         self.working = ExitStack()  # closed when all is read
         self.bar: Bar | None = None
-        self.done: dict[str, tuple[QTensor, Tensor]] = {}
+        self.done: dict[str, tuple[QTensor | list[QTensor], Tensor]] = {}  # a list: one per expert
         self.problems: list[BadInput] = []
 
     def is_serializable(self) -> bool:
@@ -69,17 +70,19 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
             for name in self.stored:  # without a weight of their own, so that the loader asks for none
                 put_quantized(model, name, layers[name])
             theirs: Any = model  # a bias that the model has not stays unexpected
-            ignored = {rf"^{re.escape(name)}\.(?!bias$)" for name in self.stored}
-            theirs._keys_to_ignore_on_load_unexpected = ignored | set(theirs._keys_to_ignore_on_load_unexpected or ())
+            unused = {rf"^{re.escape(name)}\.(?!bias$)" for name in self.stored}
+            theirs._keys_to_ignore_on_load_unexpected = unused | set(theirs._keys_to_ignore_on_load_unexpected or ())
             return model
-        for name, layer in layers.items():
-            k = sizes(layer)[1]
+        experts = expert_parameters(model)
+        inputs = {name: sizes(layer)[1] for name, layer in layers.items()}
+        inputs |= {name: model.get_parameter(name).shape[1 if transposed else 2] for name, (_, _, transposed) in experts.items()}
+        for name, k in inputs.items():
             if self.scheme.block_size is not None and self.scheme.block_size > k:
                 raise BadInput(
                     f"a block of {self.scheme.block_size} is longer than a row of {name}, which has {k} weights",
                     where="quantization.block_size", fix=f"at most {k}",
                 )  # fmt: skip
-        self.chosen = {f"{name}.weight" for name in layers}
+        self.chosen = {f"{name}.weight" for name in layers} | experts.keys()
         self.bar = self.working.enter_context(progress("quantising", len(self.chosen), "weight"))
         return model
 
@@ -94,9 +97,17 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
         if self.problems:
             raise self.problems[0]
         layers = linear_layers(model)
-        for name, (q, sample) in self.done.items():
-            path = name.removesuffix(".weight")
-            put_quantized(model, path, layers[path]).hold(q, sample)
+        experts, dtype = expert_parameters(model), next(model.parameters()).dtype
+        for name, (codes, sample) in self.done.items():
+            if isinstance(codes, QTensor):
+                path = name.removesuffix(".weight")
+                put_quantized(model, path, layers[path]).hold(codes, sample)
+            else:
+                k, n = codes[0].shape[::-1]
+                transposed = experts[name][2]
+                stack = ExpertStack((len(codes), k, n) if transposed else (len(codes), n, k), transposed, dtype, switch_of(model))
+                stack.hold(codes, sample)
+                put_stack(model, name, stack)
         self.done.clear()
         self.remove_quantization_config(model)  # for transformers this is an ordinary model again
         return model
@@ -113,22 +124,28 @@ class _QuantizeWeight(ConversionOps):  # type: ignore[misc]
         result = {}
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
-            layer, placeholder = model.get_submodule(name.removesuffix(".weight")), model.get_parameter(name)
-            result[name] = torch.empty(0, dtype=placeholder.dtype)
+            placeholder = model.get_parameter(name)
+            result[name] = torch.empty([0] * weight.ndim, dtype=placeholder.dtype)
             try:
                 if weight.shape != placeholder.shape:
                     found, expected = tuple(weight.shape), tuple(placeholder.shape)
                     raise BadInput(f"{name} should be {expected}, and is {found}", fix="copy or download the model again")
-                weight_NK = weight.T if isinstance(layer, Conv1D) else weight
-                self.quantizer.done[name] = (
-                    quantize(weight_NK, self.quantizer.scheme, self.quantizer.layout, where=name),
-                    sample_of(weight),
-                )
+                self.quantizer.done[name] = (self._codes(model, name, weight), sample_of(weight))
             except BadInput as error:  # the loader would wrap it in words of its own
                 self.quantizer.problems.append(error)
             if self.quantizer.bar is not None:
                 self.quantizer.bar.advance(1)
         return result
+
+    def _codes(self, model: nn.Module, name: str, weight: Tensor) -> QTensor | list[QTensor]:
+        quantizer = self.quantizer
+        assert quantizer.scheme is not None
+        if weight.ndim == 3:
+            transposed = expert_parameters(model)[name][2]
+            parts = [expert.T if transposed else expert for expert in weight]
+            return [quantize(part, quantizer.scheme, quantizer.layout, where=f"{name}[{e}]") for e, part in enumerate(parts)]
+        transposed = isinstance(model.get_submodule(name.removesuffix(".weight")), Conv1D)
+        return quantize(weight.T if transposed else weight, quantizer.scheme, quantizer.layout, where=name)
 
 
 def sizes(layer: nn.Module) -> tuple[int, int]:
