@@ -18,15 +18,17 @@ def configuration() -> str:
     lines = [
         "# Every key of a config",
         "",
-        "Made by `scripts/write_docs.py` from `src/tunesmith/config.py`. Only `model`, `output` and `data.train` must be given.",
-        "An unknown key is an error that names the nearest known one.",
+        "Made by `scripts/write_docs.py` from `src/tunesmith/config.py`. Only `model` and `data.train` must be given.",
+        "Unknown keys are an error that names the nearest known ones, and so is a key that the chosen method would not read.",
         "",
         "| key | default | meaning and reason |",
         "|---|---|---|",
     ]
     for path, field in known_keys().items():
         default = (
-            "required"
+            "`runs/NAME`"
+            if path == "output"
+            else "required"
             if field.is_required()
             else f"`{str(field.default).lower() if isinstance(field.default, bool) or field.default is None else field.default}`"
         )
@@ -43,6 +45,12 @@ def configuration() -> str:
     lines += [f"| `{theirs}` | `{ours}` |" for theirs, ours in sorted(PEER_KEYS.items())]
     lines += [
         "| `per_device_train_batch_size` (or `micro_batch_size`) × `gradient_accumulation_steps` | `training.batch_size`, and the first as `training.micro_batch_size` |",
+        "| `datasets: [{path: F, type: T}]`, one entry | `data.train: F`, and `data.format` for `alpaca`, `chat_template`, `sharegpt`, `completion` |",
+        "| `bf16: true` or `auto`; `bf16: false`, `fp16: false` | `training.dtype`; left out |",
+        "| `lora_target_linear: true` | `lora.targets: all-linear` |",
+        "| `load_in_4bit: true` | `method: qlora` |",
+        "| `val_set_size: 0`, `val_size: 0` | no `data.validation` |",
+        "| `logging_steps` | left out: every step is logged |",
         "",
     ]
     for name, section in sections().items():

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tunesmith.config import Run, apply_overrides, load_run, to_yaml, validate
 from tunesmith.errors import BadInput
@@ -15,7 +16,7 @@ def given(**more: Any) -> tuple[Run, list[str]]:
     return validate({**LEAST, **more}, "c.yaml")
 
 
-def test_three_keys_are_enough_and_defaults_are_the_fields_usual_ones():
+def test_two_keys_are_enough_and_defaults_are_the_fields_usual_ones():
     run, said = given()
     assert said == []
     assert (run.method, run.lora.rank, run.lora.resolved_alpha, run.lora.targets) == ("lora", 16, 32.0, "all-linear")
@@ -41,9 +42,9 @@ def test_the_readme_example_is_a_valid_config(tmp_path: Path):
 @pytest.mark.parametrize(
     ("raw", "path", "near"),
     [
-        ({"data": {"train": "x", "vlidation": 0.1}}, "data.vlidation", '"validation"'),
+        ({"data": {"train": "x", "vlidation": 0.1}}, "data.vlidation", '"data.validation"'),
         ({"trainning": {}}, "trainning", '"training"'),
-        ({"lora": {"rnk": 4}}, "lora.rnk", '"rank"'),
+        ({"lora": {"rnk": 4}}, "lora.rnk", '"lora.rank"'),
         ({"lora": {"batch_size": 4}}, "lora.batch_size", "training.batch_size"),
     ],
 )
@@ -62,6 +63,9 @@ def test_an_unknown_key_is_an_error_with_the_nearest_name(raw: dict[str, Any], p
         ({"lora_target": "q_proj,v_proj"}, "lora", "targets", ["q_proj", "v_proj"]),
         ({"lora_target": "all"}, "lora", "targets", "all-linear"),
         ({"lr_scheduler_type": "constant_with_warmup"}, "training", "schedule", "constant"),
+        ({"optim": "paged_adamw_8bit"}, "training", "optimizer", "adamw8bit"),
+        ({"optim": "adamw_torch_fused"}, "training", "optimizer", "adamw"),
+        ({"optimizer": "adamw_bnb_8bit"}, "training", "optimizer", "adamw8bit"),
         ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}, "training", "batch_size", 32),
         ({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, "training", "batch_size", 8),
         ({"training": {"micro_batch_size": 2, "gradient_accumulation_steps": 4}}, "training", "batch_size", 8),
@@ -89,6 +93,7 @@ def test_accumulation_alone_does_not_say_how_many_examples_a_step_has():
     ("raw", "message"),
     [
         ({"method": "lorra"}, "should be 'full', 'lora' or 'qlora'"),
+        ({"optim": "adafactor"}, "should be 'adamw' or 'adamw8bit'"),
         ({"training": {"learning_rate": "fast"}}, "learning_rate"),
         ({"training": {"learning_rate": float("nan")}}, "learning_rate"),
         ({"training": {"epochs": 0}}, "greater than 0"),
@@ -103,6 +108,163 @@ def test_a_value_that_cannot_be_is_refused_with_the_key_and_its_meaning(raw: dic
         given(**raw)
     assert caught.value.where == "c.yaml"
     assert caught.value.fix
+
+
+AXOLOTL = """
+base_model: acorn
+datasets:
+  - path: rows.jsonl
+    type: alpaca
+adapter: lora
+lora_model_dir:
+lora_r: 32
+lora_alpha: 16
+lora_target_linear: true
+sequence_len: 256
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+val_set_size: 0
+bf16: auto
+load_in_8bit: false
+load_in_4bit: false
+logging_steps: 1
+"""
+
+
+def test_a_stock_config_of_axolotl_becomes_ours_and_every_key_is_accounted_for(tmp_path: Path):
+    path = tmp_path / "axolotl.yaml"
+    path.write_text(AXOLOTL)
+    run, said = load_run(path)
+    assert (run.data.train, run.data.format, run.data.validation) == ("rows.jsonl", "alpaca", None)
+    assert (run.lora.rank, run.lora.alpha, run.lora.targets, run.lora.continue_from) == (32, 16, "all-linear", None)
+    assert (run.training.batch_size, run.training.dtype, run.training.max_length) == (8, "auto", 256)
+    assert run.output == "runs/axolotl"
+    for key in yaml.safe_load(AXOLOTL):
+        assert any(key in line for line in said), key
+    assert "left out logging_steps: 1, as every step is logged" in said
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ({"datasets": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]}, "join the files"),
+        ({"datasets": [{"path": "a.jsonl", "type": "input_output"}]}, "type input_output cannot be converted"),
+        ({"template": "llama3"}, "the tokenizer's own template"),
+        ({"fp16": True}, "training.dtype"),
+        ({"load_in_8bit": True}, "quantization.scheme: int8"),
+    ],
+)
+def test_a_key_of_another_tool_that_means_something_else_here_is_refused_with_what_to_write(theirs: dict[str, Any], words: str):
+    with pytest.raises(BadInput) as caught:
+        given(**theirs)
+    assert words in str(caught.value) and next(iter(theirs)) in caught.value.what
+
+
+def test_all_unknown_keys_are_named_at_once_and_before_a_missing_one():
+    raw = {"model": "acorn", "flash_attention": True, "batchsize": 3, "template": "llama3", "lora": {"rnk": 4}}
+    with pytest.raises(BadInput, match=r'unknown keys "flash_attention", "batchsize", "lora\.rnk"; template: ') as caught:
+        validate(raw, "c.yaml")
+    assert caught.value.where == "c.yaml"
+    assert (
+        'batchsize: did you mean "training.batch_size"?' in caught.value.fix and 'lora.rnk: did you mean "lora.rank"?' in caught.value.fix
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("epoch=2", "training.epochs"),
+        ("batchsize=4", "training.batch_size"),
+        ("promt={text}", "data.prompt"),
+        ("learning_rat=1e-3", "training.learning_rate"),
+        ("lora_rnk=4", "lora.rank"),
+        ("trainig.epochs=2", "training"),
+    ],
+)
+def test_a_misspelt_set_is_named_as_it_was_typed_with_the_key_that_was_meant(override: str, meant: str):
+    with pytest.raises(BadInput, match="unknown key") as caught:
+        validate(LEAST, "c.yaml", [override])
+    assert (caught.value.where, caught.value.fix) == (f"--set {override}", f'did you mean "{meant}"?')
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "value"),
+    [
+        (["rank=8"], "lora.rank", 8),
+        (["lora_r=8"], "lora.rank", 8),
+        (["training.lr=1e-3"], "training.learning_rate", 1e-3),
+        (["batch_size=4"], "training.batch_size", 4),
+        (["micro_batch_size=4"], "training.micro_batch_size", 4),
+        (["per_device_train_batch_size=2", "gradient_accumulation_steps=3"], "training.batch_size", 6),
+        (["val_set_size=0"], "data.validation", None),
+        (["lora={dropout: 0.5}"], "lora.rank", 4),
+    ],
+)
+def test_a_key_that_is_set_wins_over_the_file_whichever_tool_it_is_from(overrides: list[str], path: str, value: Any):
+    file = {
+        "model": "acorn", "data": {"train": "x", "validation": 0.1}, "lora": {"rank": 4},
+        "training": {"learning_rate": 1e-4, "batch_size": 16},
+    }  # fmt: skip
+    run, _ = validate(file, "c.yaml", overrides)
+    section, key = path.split(".")
+    assert getattr(getattr(run, section), key) == value
+
+
+def test_accumulation_that_is_set_goes_with_the_micro_batch_of_the_file():
+    run, _ = validate({**LEAST, "micro_batch_size": 2, "gradient_accumulation_steps": 8}, "c.yaml", ["gradient_accumulation_steps=3"])
+    assert run.training.batch_size == 6
+
+
+def test_of_two_keys_with_one_name_the_one_that_is_meant_is_set():
+    run, said = given(batch_size=4, limit=100)
+    assert (run.training.batch_size, run.data.limit) == (4, 100) and (run.evaluation.batch_size, run.evaluation.limit) == (64, None)
+    assert len(said) == 2
+
+
+def test_the_output_is_named_after_the_config_or_else_after_the_data(tmp_path: Path):
+    path = tmp_path / "sms.yaml"
+    path.write_text("model: acorn\ndata: {train: rows.jsonl}\n")
+    run, said = load_run(path)
+    assert (run.output, said) == ("runs/sms", ["output: runs/sms"])
+    assert load_run(path, ["output=mine"])[0].output == "mine"
+    assert validate({"model": "acorn", "data": {"train": "there/rows.csv.gz"}}, "the config")[0].output == "runs/rows"
+    assert Run.model_validate({"model": "acorn", "data": {"train": "rows.csv"}}).output == "runs/rows"
+
+
+@pytest.mark.parametrize(
+    ("raw", "idle", "fix"),
+    [
+        ({"method": "full", "lora": {"rank": 8, "continue_from": "a"}}, "lora.rank, lora.continue_from", "method: lora"),
+        ({"method": "full", "lora_r": 8}, "lora.rank", "method: lora"),
+        ({"method": "lora", "full": {"train": "biases"}}, "full.train", "method: full"),
+        ({"method": "qlora", "full": {"train": 2}}, "full.train", "method: full"),
+        ({"method": "lora", "quantization": {"block_size": 32}}, "quantization.block_size", "method: qlora"),
+        ({"method": "full", "quantization": {"scheme": "int4"}}, "quantization.scheme", "method: qlora"),
+    ],
+)
+def test_a_setting_that_the_method_does_not_read_is_refused(raw: dict[str, Any], idle: str, fix: str):
+    with pytest.raises(BadInput) as caught:
+        given(**raw)
+    assert caught.value.what.endswith(f"does not read {idle}") and fix in caught.value.fix
+
+
+def test_a_setting_that_waits_for_validation_rows_is_refused_without_them():
+    with pytest.raises(BadInput, match=r"training\.early_stopping without validation rows") as caught:
+        given(training={"early_stopping": 2})
+    assert "data.validation" in caught.value.fix
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_saved_config_spells_out_defaults_of_every_section_and_loads(method: str, tmp_path: Path):
+    run, _ = given(method=method)
+    (tmp_path / "config.yaml").write_text(to_yaml(run))
+    assert load_run(tmp_path / "config.yaml") == (run, [])
+
+
+@pytest.mark.parametrize("rate", ["fast", float("nan"), "nan", 0, -1, 10, True, None, [1]])
+def test_a_learning_rate_is_auto_or_a_number_in_its_range(rate: Any):
+    with pytest.raises(BadInput, match="should be auto or a number above 0 and below 10"):
+        given(training={"learning_rate": rate})
 
 
 def test_a_key_given_twice_is_an_error_and_not_the_last_one(tmp_path: Path):

@@ -9,7 +9,8 @@ import yaml
 
 from tunesmith.config import Run, to_yaml
 from tunesmith.errors import BadInput
-from tunesmith.report import script_json, write_model_card, write_report
+from tunesmith.page import script_json
+from tunesmith.report import write_model_card, write_report
 
 RUN = {"model": "acorn", "method": "lora", "output": "runs/sms", "data": {"train": "sms.tsv", "test": 0.2}, "lora": {"rank": 8}}
 STATUS = {
@@ -23,11 +24,14 @@ STATUS = {
     "machine": {"cpu": "two cores", "memory_bytes": 8 * 2**30, "torch": "2.13.0"},
     "data": {
         "said": ["sms.tsv: TSV with the columns label, text"],
-        "counts": {"train": 3722, "validation": 414, "test": 1034, "dropped": 0, "duplicates": 403},
+        "counts": {
+            "read": 5574, "skipped": 0, "duplicates_dropped": 403, "overlap_removed": 0, "left_out_by_limit": 1, "train": 3722, "validation": 414,
+            "test": 1034, "trained_tokens_per_epoch": 7444, "tokens_per_epoch": 99999,
+        },
         "files": {"sms.tsv": "ab" * 32},
     },
     "arithmetic": ["256×256 = 65,536 frozen; A 8×256 + B 256×8 = 4,096 trained (6.25 %)"],
-    "learning_rate_reason": "LoRA takes about 10 × the rate of full fine-tuning",
+    "learning_rate_reason": "learning rate 0.0014: LoRA takes about 10 × the rate of full fine-tuning",
     "best_step": 2,
     "parameters": {"trained": 4096, "total": 65536},
 }
@@ -267,7 +271,9 @@ def test_the_model_card_states_facts_and_what_is_not_known(tmp_path):
         "f1_spam 0.00 → 0.95 on 1,034 test rows",
         "- method: LoRA, rank 8, alpha 16, on all-linear",
         "| f1_spam | 0.000 | 0.000 | **0.950** |",
-        "- training rows: 3,722",
+        "- rows read: 5,574\n- skipped: could not be read: 0\n- dropped: equal to an earlier row: 403\n",
+        "- left out by data.limit: 1\n- training rows: 3,722\n",
+        "- trained tokens per epoch: 7,444\n",
         f"- sms.tsv: sha256 {'ab' * 32}",
         "```\ntunesmith train sms.yaml\n```",
         "- tunesmith: 0.1.0",
@@ -283,3 +289,46 @@ def test_the_model_card_of_a_full_run_on_a_local_folder_keeps_the_path_to_itself
     assert "base_model: my-base\nlibrary_name: transformers\n" in card
     assert "- base model: my-base (a local folder)" in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("write", [write_report, write_model_card])
+def test_every_count_is_said_once_and_in_words(tmp_path, write):
+    text = write(whole_run(tmp_path)).read_text(encoding="utf-8").split("config.yaml, every default")[0]
+    assert text.count("rained tokens per epoch") == 1
+    assert not re.search("duplicates_dropped|overlap_removed|tokens_per_epoch|left_out_by_limit", text)
+
+
+def test_the_rate_is_named_once_under_its_chart(tmp_path):
+    text = Page(write_report(whole_run(tmp_path))).text
+    assert "Learning rate 0.0014: LoRA takes about 10 × the rate of full fine-tuning." in text
+    assert "Learning rate. learning rate" not in text
+
+
+@pytest.mark.parametrize(("state", "unknown"), [("trained", False), ("done", False), ("interrupted", True)])
+def test_how_a_run_would_have_ended_is_unknown_only_if_it_did_not(tmp_path, state, unknown):
+    card = write_model_card(run_folder(tmp_path, status=STATUS | {"state": state})).read_text(encoding="utf-8")
+    assert ("how it would have ended" in card) == unknown
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+def test_the_card_opens_the_adapter_in_peft(tmp_path):
+    """PEFT alone would look for "acorn" on the hub."""
+    from transformers import AutoModelForCausalLM
+
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    import tunesmith
+    from tunesmith.config import LoraConfig
+    from tunesmith.model.adapters import adapter_parameters, attach, save_adapter
+
+    folder = whole_run(tmp_path)
+    model = tunesmith.load("acorn", dtype="float32").loaded.model
+    attach(model, "sms", config := LoraConfig(rank=2, targets=["q_proj"]), seed=0)
+    for parameter in adapter_parameters(model, "sms").values():
+        parameter.data.fill_(0.01)  # an adapter that learned nothing is not saved
+    save_adapter(model, "sms", folder / "adapter", {}, "acorn", config)
+    card = write_model_card(folder).read_text(encoding="utf-8")
+    code = card.partition("or with PEFT:\n\n```\n")[2].partition("\n```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace('"adapter"', repr(str(folder / "adapter"))), names)
+    assert isinstance(names["model"], peft.PeftModel)
+    assert isinstance(names["base"], type(AutoModelForCausalLM.from_pretrained(tunesmith.model.load.ACORN)))

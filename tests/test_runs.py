@@ -1,11 +1,14 @@
 """A run folder keeps what it was given and survives torn lines."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from tunesmith.config import validate
-from tunesmith.errors import BadInput
+from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.files import explain_disk
 from tunesmith.runs import RunFolder, list_runs
 
 
@@ -21,6 +24,13 @@ def test_a_new_folder_holds_its_config_and_status_and_is_listed(tmp_path: Path):
     assert folder.status()["command"] == "tunesmith train x.yaml"
     assert folder.name == "my-run"
     assert [f.path for f in list_runs(tmp_path)] == [folder.path]
+
+
+def test_an_output_that_is_a_file_is_said_to_be_one(tmp_path: Path):
+    (tmp_path / "run").write_text("precious")
+    with pytest.raises(BadInput, match="the output is a file"):
+        create(tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "precious"
 
 
 def test_nothing_that_is_there_is_ever_overwritten(tmp_path: Path):
@@ -49,3 +59,38 @@ def test_a_folder_that_is_no_run_names_the_nearest(tmp_path: Path):
     with pytest.raises(BadInput) as caught:
         RunFolder.open(tmp_path / "spma")
     assert "spam" in caught.value.fix
+
+
+def test_a_run_that_ended_before_its_first_step_makes_room_for_the_same_command(tmp_path: Path):
+    for state in ("failed", "interrupted"):
+        create(tmp_path / "run").set_status(state=state)
+    assert create(tmp_path / "run").status()["state"] == "running"
+
+
+def test_a_run_that_should_be_running_and_whose_lock_is_free_was_killed(tmp_path: Path):
+    folder = create(tmp_path / "run")
+    with folder.only_process():
+        assert folder.state() == "running"
+        with pytest.raises(BadInput, match="another process is training this run"), RunFolder(folder.path).only_process():
+            pass
+    assert folder.state() == "killed"
+    folder.set_status(state="done")
+    assert folder.state() == "done"
+
+
+def test_a_finished_run_is_not_offered_to_be_resumed(tmp_path: Path):
+    create(tmp_path / "run").set_status(state="done")
+    with pytest.raises(BadInput, match="already holds a finished run") as caught:
+        create(tmp_path / "run")
+    assert "resume" not in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("code", "what", "remedy"), [(errno.ENOSPC, "the disk is full", "free some space"), (errno.EFBIG, "may not be that large", "limit")]
+)
+def test_what_the_disk_refuses_names_the_command_that_goes_on(tmp_path: Path, code: int, what: str, remedy: str):
+    folder = create(tmp_path / "my run")
+    with pytest.raises(MachineFailed, match=what) as caught, folder.named_in_disk_errors(), explain_disk(folder.checkpoints):
+        raise OSError(code, os.strerror(code))
+    assert remedy in caught.value.fix
+    assert caught.value.fix.endswith(f"tunesmith resume '{folder.path}'")

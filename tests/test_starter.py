@@ -1,18 +1,21 @@
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tunesmith.config import Run, known_keys, load_run
+from tunesmith.config import DataConfig, Run, known_keys, load_run
+from tunesmith.data import readers
+from tunesmith.data.formats import read_conversations
 from tunesmith.errors import BadInput
-from tunesmith.starter import PROMPTS_FOR_SHARES, commented, write_starter
+from tunesmith.starter import PROMPTS_FOR_SHARES, _table_settings, commented, write_starter
 
 
 @pytest.fixture
 def start(tmp_path):
     """Write `content` as a file, make a starter config for it and read it back: (data section, sentences)."""
 
-    def make(name, content, header=True, quoting=True, model="acorn"):
+    def make(name, content, header=None, quoting=None, model="acorn"):
         path, output = tmp_path / name, tmp_path / "made/starter.yaml"
         path.write_text(content, encoding="utf-8")
         said = write_starter(str(path), output, model, header, quoting)
@@ -54,17 +57,59 @@ def test_recognised_columns_need_no_templates(start):
 
 
 def test_a_file_without_a_header_gets_names_from_what_its_columns_hold(start):
-    content = "".join(f'{"spam" if i % 5 == 0 else "ham"}\tmessage {i} with a stray " quote\n' for i in range(40))
-    run, said = start("sms.tsv", content, header=False, quoting=False)
+    content = "".join(f'{"spam" if i % 5 == 0 else "ham"}\t"message" {i} with stray quotes\n' for i in range(40))
+    run, said = start("sms.tsv", content)
     assert (run.data.columns, run.data.header, run.data.quoting) == (["label", "text"], False, False)
     assert (run.data.prompt, run.data.completion) == ("{text}", "{label}")
     assert any(line.startswith("guessed: text is the prompt and label the answer") for line in said)
+    assert 'data.header: false, as "spam" of the first line is a value of its column further down too' in said
+    assert "data.quoting: false, as line 1 has a stray quote" in said
 
 
-def test_the_answer_is_the_column_called_like_one_and_a_text_is_asked_before_a_structure(start):
-    make = {"text": lambda i: f"play song {i}", "intent": lambda i: "PlayMusic", "slots": lambda i: {"song": f"a long name of a song {i}"}}
-    run, _ = start("snips.jsonl", rows(**make))
-    assert (run.data.prompt, run.data.completion) == ("{text}", "{intent}")
+@pytest.mark.parametrize(
+    ("content", "header", "quoting"),
+    [
+        ("label,text\n" + 'spam,"free, now"\nham,hello\n' * 20, True, True),  # a comma in quotes: quotes are quotes
+        ("label,text\n" + 'spam,"one\ntwo"\nham,hello\n' * 20, True, True),  # a line end in quotes
+        ("label,text\n" + 'spam,"two"\nham,"hello\n' * 21, True, False),  # a quote of every other row stays open
+        ('spam,5" screen\nham,"hello\n' * 20, False, False),
+        ("7,five\n8,six\n", False, True),
+        ("label\nspam\nham\nspam\n", True, True),
+    ],
+)
+def test_header_and_quoting_are_found_out_from_the_rows(tmp_path, content, header, quoting):
+    path = tmp_path / "rows.csv"
+    path.write_text(content)
+    settings, reasons = _table_settings(readers.recognise(path, DataConfig(train=str(path))), None, None)
+    assert (settings.get("header", True), settings.get("quoting", True)) == (header, quoting)
+    assert set(reasons) == set(settings)
+
+
+def test_what_the_user_says_of_the_table_is_not_judged_again(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('spam,5" screen\nham,"hello\n' * 20)
+    assert _table_settings(readers.recognise(path, DataConfig(train=str(path))), True, True) == ({}, {})
+
+
+def test_the_answer_is_json_of_all_columns_that_are_left_and_a_text_is_asked_before_a_structure(start):
+    make = {
+        "id": lambda i: i, "text": lambda i: f"play song {i}", "intent": lambda i: "PlayMusic", "slots": lambda i: {"song": f"the song {i}"},
+    }  # fmt: skip
+    run, said = start("snips.jsonl", rows(**make))
+    assert (run.data.prompt, run.data.completion) == ("{text}", '{"intent": {intent:json}, "slots": {slots:json}}')
+    assert any("the answer is JSON of intent, slots" in line for line in said) and "not used: id" in said
+    answer = read_conversations(run.data).conversations[3].answer
+    assert json.loads(answer) == {"intent": "PlayMusic", "slots": {"song": "the song 3"}}
+
+
+def test_the_sms_spam_collection_needs_no_options(tmp_path):
+    data = Path(__file__).parents[2] / "shared/data/sms_spam/SMSSpamCollection.tsv"
+    if not data.exists():
+        pytest.skip("shared/data is not here")
+    write_starter(str(data), tmp_path / "sms.yaml", "acorn")
+    run, _ = load_run(tmp_path / "sms.yaml")
+    read = read_conversations(run.data)
+    assert (len(read.conversations), read.skipped, {c.answer for c in read.conversations}) == (5574, [], {"spam", "ham"})
 
 
 def test_without_telling_names_the_answer_has_the_fewest_values_and_the_prompt_the_longest(start):
@@ -72,8 +117,8 @@ def test_without_telling_names_the_answer_has_the_fewest_values_and_the_prompt_t
     assert (run.data.prompt, run.data.completion) == ("{remark}", "{sort}")
 
 
-def test_a_first_line_that_looks_like_data_is_pointed_out(start):
-    _, said = start("x.csv", "".join(f"{'ham' if i % 2 == 0 else 'spam'},message {i}\n" for i in range(40)))
+def test_a_first_line_that_looks_like_data_is_pointed_out_to_who_says_it_is_a_header(start):
+    _, said = start("x.csv", "".join(f"{'ham' if i % 2 == 0 else 'spam'},message {i}\n" for i in range(40)), header=True)
     assert any("looks like data" in line and "--no-header" in line for line in said)
 
 
@@ -83,8 +128,9 @@ def test_few_prompts_are_not_split(start):
     assert any("too few to hold some out" in line for line in said)
 
 
-def test_unreadable_rows_are_said_with_their_line(start):
-    _, said = start("bad.jsonl", rows(n=35, prompt=str, completion=str) + "{\n")
+def test_unreadable_rows_are_said_with_their_line_and_the_config_leaves_them_out(start):
+    run, said = start("bad.jsonl", rows(n=35, prompt=str, completion=str) + "{\n")
+    assert run.data.on_bad_row == "skip" and len(read_conversations(run.data).conversations) == 35
     assert any("bad.jsonl:36" in line for line in said) and any("data.on_bad_row: skip" in line for line in said)
 
 

@@ -9,32 +9,38 @@
 Errors are TunesmithError with what, where and fix; nothing here prints to standard output.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tunesmith.examples
 from tunesmith import hardware
 
 hardware.keep_freed_memory()  # before torch
 
 
-from tunesmith.config import Run, load_run, validate  # noqa: E402
+from tunesmith.config import DataConfig, Run, load_run, must_be_read, validate  # noqa: E402
 from tunesmith.data.conversation import Conversation, Message  # noqa: E402
-from tunesmith.data.formats import PLACEHOLDER, read_conversations, read_prompts  # noqa: E402
+from tunesmith.data.formats import columns_of, filled, looks_filled, read_conversations, read_prompts  # noqa: E402
 from tunesmith.data.rows import load_parts  # noqa: E402
 from tunesmith.data.template import Renderer  # noqa: E402
 from tunesmith.errors import BadInput, nearest  # noqa: E402
 from tunesmith.evaluation import score  # noqa: E402
 from tunesmith.evaluation.metrics import majority_baseline, task_of  # noqa: E402
-from tunesmith.files import read_json  # noqa: E402
+from tunesmith.exports import merged  # noqa: E402
+from tunesmith.exports.parity import probe_rows  # noqa: E402
+from tunesmith.files import must_be_new, read_json  # noqa: E402
+from tunesmith.hardware import pick_device, pick_dtype  # noqa: E402
 from tunesmith.inference import engine  # noqa: E402
-from tunesmith.model.adapters import adapter_names, load_adapter, read_adapter, using  # noqa: E402
-from tunesmith.model.load import Loaded, load_model  # noqa: E402
+from tunesmith.model.adapters import AdapterFile, adapter_names, fingerprint, load_adapter, read_adapter, using  # noqa: E402
+from tunesmith.model.load import Loaded, is_quantised, load_model  # noqa: E402
 from tunesmith.progress import progress, say, upto  # noqa: E402
+from tunesmith.quant.scheme import Scheme, scheme_of_words  # noqa: E402
 from tunesmith.report import write_model_card, write_report  # noqa: E402
-from tunesmith.runs import RunFolder, now  # noqa: E402
-from tunesmith.training import distributed, loop  # noqa: E402
+from tunesmith.runs import RunFolder, adapter_of, now  # noqa: E402
+from tunesmith.training import checkpoint, distributed, loop  # noqa: E402
 from tunesmith.training.method import load_base  # noqa: E402
 
 SAMPLES_KEPT = 24  # answers shown in the report
@@ -44,10 +50,11 @@ RESERVED = ("base", "majority", "new", "quit", "exit")  # other models of an eva
 def as_run(config: Run | str | Path | Mapping[str, Any]) -> Run:
     """A run from a file, a mapping or a run; conversions of other tools' keys are said aloud."""
     if isinstance(config, Run):
+        must_be_read(config)
         return config
     run, said = validate(config, "the config") if isinstance(config, Mapping) else load_run(config)
     for line in said:
-        say(f"converted {line}")
+        say(line)
     return run
 
 
@@ -60,35 +67,46 @@ def resume(path: str | Path) -> RunFolder:
     """Continue a run that was stopped, then measure and report."""
     folder = RunFolder.open(path)
     if folder.status().get("state") == "trained":  # stopped while it was being measured
+        for line in loop.config_changes(folder, folder.run(), checkpoint.newest_valid(folder.checkpoints)[0]):
+            say(line)
         return _complete(folder)
     return _complete(loop.resume(folder))
 
 
 def _complete(folder: RunFolder) -> RunFolder:
     if distributed.rank() == 0:
-        if folder.run().data.test is not None:
-            evaluate(folder)  # writes card and report too
-        else:
-            write_model_card(folder.path)
-            write_report(folder.path)
-        # last: a run whose report could not be written is not done, and resume writes it
-        folder.set_status(state="done", problem=None, ended=now())
+        try:
+            with folder.named_in_disk_errors():
+                if folder.run().data.test is not None:
+                    evaluate(folder)  # writes card and report too
+                else:
+                    write_model_card(folder.path)
+                    write_report(folder.path)
+                # last: a run whose report could not be written is not done, and resume writes it
+                folder.set_status(state="done", problem=None, ended=now(), resume_command=None)
+        except KeyboardInterrupt:
+            raise loop.unmeasured(folder) from None
     distributed.barrier()
     return folder
 
 
-def evaluate(folder: RunFolder | str | Path, data: str | None = None, adapters: Mapping[str, str] | None = None) -> dict[str, Any]:
+def evaluate(
+    folder: RunFolder | str | Path, data: str | None = None, adapters: Mapping[str, str] | None = None, sets: Sequence[str] = ()
+) -> dict[str, Any]:
     """Base, tuned model and majority answer on the same rows; kept in the run folder unless other data were named.
 
     folder     a run or its path
     data       another file instead of the run's own test rows
     adapters   further adapters on the same base, by name
+    sets       how to read `data` where that is not as the run's own rows: data.header=false
     Returns {"rows": n, "task": ..., "models": {"majority": {metric: value}, "base": {...}, NAME: {...}}}.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
     run = folder.run()
     named = _with_own(folder, run, adapters)
     if data is None:
+        if sets:
+            raise BadInput("--set says how to read --data", where=f"--set {sets[0]}", fix="give --data FILE too")
         if run.data.test is None:
             raise BadInput(
                 "this run has no test rows", where=str(folder.path / "config.yaml"), fix="--data FILE, or data.test in the next run"
@@ -96,7 +114,7 @@ def evaluate(folder: RunFolder | str | Path, data: str | None = None, adapters: 
         parts = load_parts(run.data)
         conversations, train_answers = parts.test, [c.answer for c in parts.train if c.answer is not None]
     else:
-        conversations, train_answers = read_conversations(run.data, data).conversations, []
+        conversations, train_answers = read_conversations(_reading(run, data, sets), data).conversations, []
     models: dict[str, dict[str, float]] = {}
     answers: dict[str, list[str]] = {}
     base = _open(run.model, run, run.training.dtype, run.data.template)
@@ -161,14 +179,22 @@ def _samples(rows: score.TestRows, answers: Mapping[str, Sequence[str]]) -> list
 # --- a model to talk to -------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
-    """A loaded base and the adapters on it. default_adapter answers where a call names none; "base" names the base alone."""
+    """A loaded base and the adapters on it. default_adapter answers where a call names none; "base" names the base alone.
+
+    system   the system message that each adapter (None: the base) was taught with
+    forms    and the template of its prompts: "Spam or ham?\\n\\n{text}"
+    """
 
     loaded: Loaded
     renderer: Renderer
     default_adapter: str | None = None
     system: dict[str | None, str | None] = field(default_factory=dict)
+    forms: dict[str | None, str | None] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Model({self.loaded.name!r}, adapters={self.adapters}, default_adapter={self.default_adapter!r})"
 
     @property
     def adapters(self) -> list[str]:
@@ -180,10 +206,16 @@ class Model:
             raise BadInput(
                 f'an adapter cannot be called "{name}": the word has another meaning', where=str(path), fix="give it another name"
             )
-        folder = Path(path)
-        if (folder / "config.yaml").is_file():
-            folder = folder / "adapter"
-        facts = read_adapter(folder).facts
+        folder = adapter_of(path)
+        found = read_adapter(folder)
+        facts = found.facts
+        # before anything that differs between two bases, as their tokenizers do
+        if facts.get("base_fingerprint") not in (None, fingerprint(self.loaded.model)):
+            base = found.config.get("base_model_name_or_path")
+            raise BadInput(
+                f"this adapter does not fit this base model: it was trained on {base or 'another base'}, whose weights are not these",
+                where=f"{folder} on {self.loaded.name}", fix=f"load the base it was trained on{f' ({base})' if base else ''}, or copy the adapter again",
+            )  # fmt: skip
         if "renderer" in facts:
             renderer = Renderer(self.loaded.tokenizer, facts["template"], self.loaded.eos_ids, self.loaded.n_ids)
             if renderer.fingerprint() != facts["renderer"]:
@@ -206,6 +238,32 @@ class Model:
                 f"{name} was trained on a base in {taught or '16 bits'}; this one is in {here or '16 bits'}, so answers may differ a little"
             )
         self.system[name] = _fixed_text(facts.get("system"))
+        self.forms[name] = facts.get("prompt")
+
+    def form(self, adapter: str | None = None) -> str | None:
+        """The template of the prompts that an adapter learned; of the base the one that all adapters here share, as it is compared with them."""
+        name = self.chosen(adapter)
+        shared = set(self.forms.values()) - {None}
+        return self.forms.get(name) or (next(iter(shared)) if name is None and len(shared) == 1 else None)
+
+    def fill(self, text: str, adapter: str | None = None) -> str:
+        """The whole prompt that `text` makes in the one column of the template; BadInput where it has none or several."""
+        form = self.form(adapter)
+        columns = columns_of(form) if form is not None else []
+        if form is None or len(columns) != 1:
+            what = "was trained without a template" if form is None else f"has the columns {', '.join(columns) or '(none)'} in its template"
+            raise BadInput(f"{self.chosen(adapter) or 'base'} {what}", where="--fill", fix="leave out --fill and type the whole prompt")
+        return filled(form, {columns[0]: text})
+
+    def form_in_words(self, adapter: str | None = None, prompt: str | None = None) -> list[str]:
+        """That prompts of a certain form are expected, unless `prompt` is one of them."""
+        form = self.form(adapter)
+        columns = columns_of(form) if form is not None else []
+        if form is None or form == f"{{{columns[0] if columns else ''}}}" or (prompt is not None and looks_filled(form, prompt)):
+            return []
+        or_fill = f", or with --fill only {{{columns[0]}}}" if len(columns) == 1 else ""
+        name = self.chosen(adapter) or "the adapter"
+        return [f"{name} was trained on prompts of the form {json.dumps(form, ensure_ascii=False)}; type the whole prompt{or_fill}"]
 
     def generate(
         self, prompts: Sequence[str | Sequence[Mapping[str, str]]], *, adapter: str | None = None, max_new_tokens: int = 128, temperature: float = 0.0,
@@ -298,12 +356,12 @@ def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dt
     return opened
 
 
-def _open(name: str, run: Run | None, dtype: str, template: str) -> Model:
-    """The model `name`, stored as the run stores its base, rendered as its own training did."""
+def _open(name: str, run: Run | None, dtype: str, template: str, scheme: Scheme | None = None) -> Model:
+    """The model `name`, stored as the run stores its base (or by `scheme`), rendered as its own training did."""
     facts = _training_facts(Path(name))
     if template == "auto":
         template = facts.get("template", "auto")
-    loaded = load_base(run, dtype) if run is not None else load_model(name, dtype)
+    loaded = load_base(run, dtype) if run is not None else load_model(name, dtype, scheme=scheme)
     opened = Model(loaded, Renderer(loaded.tokenizer, template, loaded.eos_ids, loaded.n_ids))
     if facts.get("renderer", opened.renderer.fingerprint()) != opened.renderer.fingerprint():
         raise BadInput(
@@ -311,6 +369,7 @@ def _open(name: str, run: Run | None, dtype: str, template: str) -> Model:
             fix="restore the tokenizer files that were saved with it, or train again",
         )  # fmt: skip
     opened.system[None] = _fixed_text(facts.get("system"))  # a fully tuned model was taught with it too
+    opened.forms[None] = facts.get("prompt")
     return opened
 
 
@@ -322,26 +381,99 @@ def _training_facts(folder: Path) -> dict[str, Any]:
 
 def _fixed_text(system: str | None) -> str | None:
     """A system message that is the same for every row; one with columns in braces cannot be said without a row."""
-    return None if system is None or any(match[1].isidentifier() for match in PLACEHOLDER.finditer(system)) else system
+    return None if system is None or columns_of(system) else system
 
 
-def answer_file(model: Model, data: str, output: Path, run: Run | None, **settings: Any) -> int:
+# --- an adapter folded into its base --------------------------------------------------------------------------------------
+
+
+def merge(
+    run: str | Path, output: str | Path, *, model: str | None = None, data: str | None = None, dtype: str = "bfloat16",
+    scheme: Scheme | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Fold the adapter of a run, or of an adapter folder, into its base: a model of its own, compared with base + adapter.
+
+    model    the base, where it lies elsewhere than the run or the adapter says
+    data     rows to compare on; by default the run's test rows, else its training rows, else some of tunesmith's examples
+    scheme   quantise the result again; what that costs is measured too
+    Returns what RUN/merge.json keeps.
+    """
+    must_be_new(Path(output))
+    place, folder = Path(run), None
+    if place.name == "adapter" and (place.parent / "config.yaml").is_file():
+        place = place.parent
+    if (place / "config.yaml").is_file():
+        folder = RunFolder.open(place)
+        if folder.run().method == "full":
+            raise BadInput("a fully tuned model has no adapter: there is nothing to merge", where=str(place), fix=f"use {folder.model}")
+        place = Path(_with_own(folder, folder.run(), None)[own_name(folder)])
+    elif (place / "config.json").is_file() and not (place / "adapter_config.json").is_file():
+        what = "this is a model, not an adapter: there is nothing to merge"
+        raise BadInput(what, where=str(place), fix="give a run or its adapter folder")
+    found = read_adapter(place)
+    settings = folder.run() if folder is not None else None
+    conversations, source = _to_compare_on(settings, data)
+    opened = _its_base(found, settings, model)
+    opened.add_adapter(name := own_name(folder) if folder is not None else "adapter", place)
+    facts = {
+        "renderer": opened.renderer.fingerprint(), "template": opened.renderer.mode, "stop_ids": sorted(opened.renderer.stop_ids),
+        **{key: value for key, value in found.facts.items() if key not in ("version", "base_fingerprint")}, "merged": str(place),
+    }  # fmt: skip
+    rows = probe_rows(conversations, opened.renderer, opened.loaded)
+    say(f"comparing on {len(rows):,} rows of {source}")
+    return merged.merge(opened.loaded, name, opened.renderer, rows, Path(output), facts, pick_dtype(dtype, pick_device()), scheme)
+
+
+def _its_base(found: AdapterFile, run: Run | None, model: str | None) -> Model:
+    """The base that an adapter was trained on, in the bits that it was trained on; anything else is refused (FAILURES 6)."""
+    name = model or (run.model if run is not None else found.config.get("base_model_name_or_path"))
+    if not name:
+        raise BadInput("the adapter does not say which base it belongs to", where=str(found.folder), fix="--model BASE")
+    taught = found.facts.get("base_scheme")
+    scheme = scheme_of_words(taught) if taught is not None and not is_quantised(name) else None
+    template = run.data.template if run is not None else "auto"
+    opened = _open(name, None, found.facts.get("dtype", "auto"), template, scheme)
+    here = None if opened.loaded.scheme is None else str(opened.loaded.scheme)
+    if "base_scheme" not in found.facts:
+        say(f"the adapter does not say in which bits its base was stored; folded into {name} as it is")
+    elif taught != here:
+        raise BadInput(
+            f"the adapter was trained on a base in {taught or '16 bits'}, and this one is in {here or '16 bits'}", where=name,
+            fix="--model: the base that it was trained on",
+        )  # fmt: skip
+    return opened
+
+
+def _to_compare_on(run: Run | None, data: str | None) -> tuple[list[Conversation], str]:
+    """Rows for a comparison of two models, and what they are in words."""
+    if data is not None:
+        return read_conversations(run.data if run is not None else DataConfig(train=data), data).conversations, data
+    if run is not None:
+        parts = load_parts(run.data)
+        return (parts.test, "the run's test rows") if parts.test else (parts.train, "the run's training rows (it has no test rows)")
+    examples = Path(next(iter(tunesmith.examples.__path__)))
+    config, _ = load_run(examples / "support.yaml", [f"data.train={examples / 'support.jsonl'}"])
+    return load_parts(config.data).test, "tunesmith's own examples (--data FILE names better ones)"
+
+
+def answer_file(
+    model: Model, data: str, output: Path, run: Run | None, *, sets: Sequence[str] = (), overwrite: bool = False, **settings: Any
+) -> int:
     """Answer every row of a file; the result has one JSON line for each, in order. Returns the number of rows.
 
-    output   replaced if it is there, but never the file of prompts itself; its folder is made before the answers are
+    output      replaced only if `overwrite` says so, and never the file of prompts itself; its folder is made before the answers are
+    sets        how to read the file where that is not as the run's own: data.header=false
     """
-    import json
-
-    from tunesmith.config import DataConfig
     from tunesmith.files import explain_disk, write_text
 
     if output.is_dir() or (output.exists() and Path(data).exists() and output.samefile(data)):
         kind = "is a folder" if output.is_dir() else "is the file of prompts"
         raise BadInput(f"the output {kind}", where=str(output), fix="--output preds.jsonl")
+    if output.exists() and not overwrite:
+        raise BadInput("there is already a file of this name", where=str(output), fix="another --output, or --overwrite")
     with explain_disk(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-    config = (run.data if run is not None else DataConfig(train=data)).model_copy(update={"train": data})
-    read = read_prompts(config, data)
+    read = read_prompts(_reading(run, data, sets), data)
     for line in read.said:
         say(line)
     prompts = [[{"role": m.role, "content": m.content} for m in _asked(c)] for c in read.conversations]
@@ -353,6 +485,21 @@ def answer_file(model: Model, data: str, output: Path, run: Run | None, **settin
     ]
     write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
+
+
+def _reading(run: Run | None, data: str, sets: Sequence[str]) -> DataConfig:
+    """How to read a file of other rows: as the run reads its own, less what `--set data.…` says."""
+    own = run.data if run is not None else DataConfig(train=data)
+    raw = {"model": "acorn", "data": {**own.model_dump(mode="json"), "train": data}}
+    (before, _), (after, said) = validate(raw, data), validate(raw, data, sets)
+    if after.model_copy(update={"data": before.data, "output": before.output}) != before:
+        raise BadInput(
+            "only keys of data can be set here", where=" ".join(f"--set {text}" for text in sets), fix="as --set data.header=false"
+        )
+    for line in said:
+        if sets and not line.startswith("output:"):
+            say(line)
+    return after.data
 
 
 def _asked(conversation: Conversation) -> tuple[Message, ...]:

@@ -8,11 +8,19 @@ from tunesmith.errors import TunesmithError
 from tunesmith.progress import say
 
 
-def converse(model: Model, temperature: float, top_p: float, max_new_tokens: int) -> None:
-    """Read lines until the end of input or /quit; answers are written as they are made."""
+def converse(model: Model, temperature: float, top_p: float, max_new_tokens: int, fill: bool = False) -> None:
+    """Read lines until the end of input or /quit; answers are written as they are made.
+
+    fill   put each line into the one column of the template that the adapter's prompts had
+    """
     adapter = model.default_adapter or (model.adapters[0] if model.adapters else None)
     names = ["base", *model.adapters]
     say(f"talking to {adapter or 'base'}; /{', /'.join(names)} switch, /new starts over, /quit ends")
+    if fill:
+        model.fill("", adapter or "base")  # where that cannot be, it is said before anything is typed
+    told = [] if fill else model.form_in_words(adapter or "base")
+    for sentence in told:
+        say(sentence)
     history: list[Message] = []
     while True:
         try:
@@ -31,9 +39,19 @@ def converse(model: Model, temperature: float, top_p: float, max_new_tokens: int
             elif command in names:
                 adapter, history = (None if command == "base" else command), []
                 say(f"now {command} answers")
+                if not fill and (words := model.form_in_words(command)) != told:
+                    told = words
+                    for sentence in words:
+                        say(sentence)
             else:
                 say(f"/{command} is not known; /{', /'.join(names)}, /new, /quit")
             continue
+        if fill:
+            try:
+                line = model.fill(line, adapter or "base")
+            except TunesmithError as error:
+                say(str(error))
+                continue
         if model.renderer.mode == "plain":
             history = []  # without a template a conversation is one prompt and one answer
         system = model.system.get(adapter)

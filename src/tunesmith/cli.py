@@ -6,14 +6,20 @@ Results go to standard output, everything said on the way to standard error. tor
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from tunesmith import __version__
 from tunesmith.errors import BadInput, TunesmithError
+from tunesmith.progress import counted
 
 app = typer.Typer(
     name="tunesmith", help="Fine-tune language models on your own data, full or LoRA, and measure what they learned.", no_args_is_help=True,
@@ -24,6 +30,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the config, as training.epochs=2; repeatable.")
 ]
+DataSets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="How to read --data, as data.header=false; repeatable.")
+]
+Fill = Annotated[bool, typer.Option("--fill", help="Put the text into the template that the adapter's prompts had.")]
 Adapters = Annotated[list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="An adapter folder or a run; repeatable.")]
 
 
@@ -34,7 +44,8 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="tunesmith", standalone_mode=True)
+        with _signals_stop() as stopped:
+            app(prog_name="tunesmith", standalone_mode=True)
     except TunesmithError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -47,6 +58,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        if stopped:
+            _fail(_stopped(), 130)  # a library made another error of our KeyboardInterrupt
         if os.environ.get("TUNESMITH_TRACEBACK"):
             raise
         text = f"{type(error).__name__}: {error}"
@@ -58,7 +71,31 @@ def main() -> None:
         _fail(f"error: {text}\n  fix:   this is a defect of tunesmith; run again with TUNESMITH_TRACEBACK=1 and report what it prints", 1)
 
 
+@contextmanager
+def _signals_stop() -> Iterator[list[int]]:
+    """SIGTERM stops as Ctrl-C does, so that no command ends by a raw signal; the list holds those that came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    main_thread = threading.current_thread() is threading.main_thread()
+    ours = {number: before for number, before in defaults.items() if main_thread and signal.getsignal(number) == before}
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        for number, before in ours.items():
+            signal.signal(number, before)
+
+
 def _fail(text: str, code: int) -> None:
+    if code == 130 and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):  # what ends already should not be ended by a signal on its last lines
+            signal.signal(number, signal.SIG_IGN)
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
     raise SystemExit(code)
@@ -66,7 +103,7 @@ def _fail(text: str, code: int) -> None:
 
 def _stopped() -> str:
     training = sys.argv[1:2] in (["train"], ["resume"], ["demo"])
-    untouched = "; the last checkpoint is untouched (tunesmith runs lists runs and how to resume them)"
+    untouched = f"; what was saved before is untouched\n  fix:   {_command()}, or tunesmith runs: it lists runs and how to resume them"
     return "stopped at once" + (untouched if training else "")
 
 
@@ -106,8 +143,13 @@ def init(
     data: Annotated[str, typer.Argument(help="Your examples: JSONL, JSON, CSV, TSV, Parquet, text; also .gz.")],
     output: Annotated[Path, typer.Option(help="The config to write.")] = Path("tunesmith.yaml"),
     model: Annotated[str, typer.Option(help="The base model the config names.")] = "acorn",
-    header: Annotated[bool, typer.Option("--header/--no-header", help="CSV and TSV: the first line holds the column names.")] = True,
-    quoting: Annotated[bool, typer.Option("--quoting/--no-quoting", help="CSV and TSV: quotes may hold separators.")] = True,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="CSV and TSV: the first line holds the column names; by default judged by the rows."),
+    ] = None,
+    quoting: Annotated[
+        bool | None, typer.Option("--quoting/--no-quoting", help="CSV and TSV: quotes may hold separators; by default judged by the rows.")
+    ] = None,
 ) -> None:
     """Look at a data file and write a commented config for it."""
     from tunesmith.starter import write_starter
@@ -118,11 +160,11 @@ def init(
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Argument(help="A YAML config; or use --model, --data and --output.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A YAML config; or use --model and --data.")] = None,
     model: Annotated[str | None, typer.Option(help="acorn, a local folder or a hub id.")] = None,
     data: Annotated[str | None, typer.Option(help="File of training examples.")] = None,
-    method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
-    output: Annotated[str | None, typer.Option(help="The run folder.")] = None,
+    method: Annotated[str | None, typer.Option(help="full, lora or qlora.")] = None,
+    output: Annotated[str | None, typer.Option(help="The run folder; by default runs/ and the config's or data file's name.")] = None,
     prompt: Annotated[str | None, typer.Option(help='Template of the prompt, as "Spam or ham? {text}".')] = None,
     completion: Annotated[str | None, typer.Option(help='Template of the answer, as "{label}".')] = None,
     validation: Annotated[str | None, typer.Option(help="A share or a file, for choices.")] = None,
@@ -138,29 +180,31 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune, then measure base and tuned model on the test rows and write report.html."""
-    from tunesmith.config import apply_overrides, load_run, validate
+    from tunesmith.config import load_run, validate
 
     flags = {
         "model": model, "method": method, "output": output, "data.train": data, "data.prompt": prompt, "data.completion": completion,
         "data.validation": _share_or_file(validation), "data.test": _share_or_file(test), "training.epochs": epochs, "training.batch_size": batch_size,
-        "training.learning_rate": learning_rate if learning_rate in (None, "auto") else _number(learning_rate, "--learning-rate"),
-        "lora.rank": rank, "training.max_length": max_length, "training.seed": seed,
+        "training.learning_rate": learning_rate, "lora.rank": rank, "training.max_length": max_length, "training.seed": seed,
     }  # fmt: skip
-    given = {key: value for key, value in flags.items() if value is not None}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items()] + (sets or [])
+    spelled = {
+        f"{key}={json.dumps(value)}": f"--{key.rpartition('.')[2].replace('_', '-') if key != 'data.train' else 'data'} {value}"
+        for key, value in flags.items() if value is not None
+    }  # fmt: skip
+    overrides = [*spelled, *(sets or [])]
     if config is not None:
         _must_be_a_config(config)
-        run, said = load_run(config, overrides)
+        run, said = load_run(config, overrides, spelled)
     else:
-        needed = [flag for flag, value in (("--model", model), ("--data", data), ("--output", output)) if value is None]
-        if needed:
+        needed = [flag for flag, value in (("--model", model), ("--data", data)) if value is None]
+        if needed and not sets:
             raise BadInput(
                 f"without a config, {' and '.join(needed)} must be given", where="tunesmith train",
-                fix="tunesmith train CONFIG.yaml, or --model acorn --data FILE --output runs/NAME",
+                fix="tunesmith train CONFIG.yaml, or --model acorn --data FILE",
             )  # fmt: skip
-        run, said = validate(apply_overrides({}, overrides), "the command line")
+        run, said = validate({}, "the command line", overrides, spelled=spelled)
     for line in said:
-        typer.echo(f"converted {line}", err=True)
+        typer.echo(line, err=True)
     from tunesmith import api
 
     if dry:
@@ -194,13 +238,6 @@ def _share_or_file(text: str | None) -> float | str | None:
         return text
 
 
-def _number(text: str, where: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise BadInput(f'"{text}" is not a number', where=where, fix="as 1e-3, or auto") from None
-
-
 def _finished(folder: Any, as_json: bool) -> None:
     from tunesmith.training import distributed
 
@@ -227,6 +264,7 @@ def resume(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[str | None, typer.Option(help="Other rows than the run's own test rows.")] = None,
+    sets: DataSets = None,
     adapter: Adapters = None,
     as_json: AsJson = False,
 ) -> None:
@@ -234,7 +272,8 @@ def evaluate(
     from tunesmith import api
     from tunesmith.runs import RunFolder
 
-    evaluation = api.evaluate(RunFolder.open(run), data, _named(adapter))
+    with _keys_are_set():
+        evaluation = api.evaluate(RunFolder.open(run), data, _named(adapter), sets or [])
     if as_json:
         _print({"rows": evaluation["rows"], "models": evaluation["models"]})
     else:
@@ -275,6 +314,9 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
     data: Annotated[str | None, typer.Option(help="A file of prompts or examples.")] = None,
     output: Annotated[Path | None, typer.Option(help="With --data: the JSONL file to write.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --output.")] = False,
+    sets: DataSets = None,
+    fill: Fill = False,
     adapter: Adapters = None,
     use: Annotated[str | None, typer.Option(help="Which adapter answers; base for none. By default the first.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
@@ -282,12 +324,18 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest words that make up this share.")] = 1.0,
     seed: Annotated[int, typer.Option()] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    as_json: AsJson = False,
 ) -> None:
     """Answer one prompt, or every row of a file."""
     if (prompt is None) == (data is None):
         raise BadInput("give --prompt or --data", where="tunesmith generate", fix='--prompt "…", or --data FILE --output preds.jsonl')
     if data is not None and output is None:
         raise BadInput("--data needs --output", where="tunesmith generate", fix="--output preds.jsonl")
+    for given, option, needed in ((fill, "--fill", prompt), (bool(sets), "--set", data), (overwrite, "--overwrite", data)):
+        if given and needed is None:
+            raise BadInput(
+                f"{option} belongs to {'--prompt' if data is not None else '--data'}", where="tunesmith generate", fix=f"leave out {option}"
+            )
     from tunesmith import api
     from tunesmith.runs import RunFolder
 
@@ -302,18 +350,41 @@ def generate(
         "batch_size": batch_size,
     }
     if prompt is not None:
-        typer.echo(opened.generate([prompt], **settings)[0])  # type: ignore[arg-type]
+        asked = opened.fill(prompt, chosen) if fill else prompt
+        for sentence in [] if fill else opened.form_in_words(chosen, prompt):
+            typer.echo(sentence, err=True)
+        answer = opened.generate([asked], **settings)[0]  # type: ignore[arg-type]
+        if as_json:
+            _print({"adapter": chosen, "prompt": asked, "answer": answer})
+        else:
+            typer.echo(answer)
         return
     assert data is not None and output is not None
     run = RunFolder.open(model).run() if (Path(model) / "config.yaml").is_file() else None
-    n = api.answer_file(opened, data, output, run, **settings)
-    typer.echo(f"{n:,} answers in {output}")
+    with _keys_are_set():
+        n = api.answer_file(opened, data, output, run, sets=sets or [], overwrite=overwrite, **settings)
+    if as_json:
+        _print({"adapter": chosen, "rows": n, "output": str(output)})
+    else:
+        typer.echo(f"{counted(n, 'answer')} in {output}")
+
+
+@contextmanager
+def _keys_are_set() -> Iterator[None]:
+    """Where there is no config, an error that advises keys of one says how to give them."""
+    try:
+        yield
+    except BadInput as error:
+        if "data." in error.fix and "--set" not in error.fix:
+            error.fix += "\nhere a key is given as --set 'data.columns=[label, text]'"
+        raise
 
 
 @app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="acorn, a model folder, a hub id or a run folder.")],
     adapter: Adapters = None,
+    fill: Fill = False,
     temperature: Annotated[float, typer.Option(help="0: the most likely word each time.")] = 0.0,
     top_p: Annotated[float, typer.Option()] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
@@ -323,7 +394,7 @@ def chat(
     from tunesmith.chat import converse
 
     opened = api.load(model, _named(adapter))
-    converse(opened, temperature, top_p, max_new_tokens)
+    converse(opened, temperature, top_p, max_new_tokens, fill)
 
 
 @app.command()
@@ -332,11 +403,101 @@ def show(
     row: Annotated[int, typer.Option(help="Which example, from 1.", min=1)] = 1,
     model: Annotated[str | None, typer.Option(help="Whose tokenizer and template; by default the config's, or acorn.")] = None,
     sets: Sets = None,
+    as_json: AsJson = False,
 ) -> None:
     """Paint one example's tokens: trained, ignored and special, with its source line."""
-    from tunesmith.paint import show_example
+    from tunesmith.paint import example_tokens, show_example
 
-    show_example(data, row, model, sets or [])
+    with _keys_are_set():
+        if as_json:
+            _print(example_tokens(data, row, model, sets or []))
+        else:
+            show_example(data, row, model, sets or [])
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="acorn, a local folder or a hub id.")],
+    output: Annotated[Path, typer.Option(help="The folder to write; it must not be there.")],
+    scheme: Annotated[str | None, typer.Option(help="nf4 (default), fp4, int2 to int8, affine2 to affine8.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Weights that share a scale; 64, and for 8 bits a row.")] = None,
+    double: Annotated[bool | None, typer.Option("--double/--no-double", help="Keep the scales in 8 bits too.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Percentile of sizes beyond which weights saturate (int and affine).")] = None,
+    dtype: Annotated[str, typer.Option(help="Of what is not quantised: bfloat16 or float32.")] = "bfloat16",
+    study: Annotated[bool, typer.Option("--study", help="Write no model, but a page of what each scheme loses.")] = False,
+    text: Annotated[Path | None, typer.Option(help="With --study: the text to measure on; else the packaged examples.")] = None,
+) -> None:
+    """Store a model's linear layers in few bits; or, with --study, show what that loses."""
+    from tunesmith.exports.quantized import write_quantized
+    from tunesmith.quant.scheme import find_scheme
+    from tunesmith.study_page import write_study_of
+
+    if text is not None and not study:
+        raise BadInput("a text is for a study", where=f"--text {text}", fix="add --study, or leave --text out")
+    if study and scheme is None and (double is not None or clip is not None):
+        raise BadInput("--double and --clip belong to a scheme", where="--study", fix="--scheme int4 --clip 98: studied beside the others")
+    with _flags():
+        chosen = find_scheme(scheme or "nf4", block_size, double, clip)
+        if study:
+            said = write_study_of(model, output, text, block_size, chosen if scheme is not None else None, dtype)
+        else:
+            said = write_quantized(model, chosen, output, dtype)
+    typer.echo("\n".join(said))
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="A run folder, or an adapter folder.")],
+    output: Annotated[Path, typer.Option(help="The model folder to write; it must not be there.")],
+    model: Annotated[str | None, typer.Option(help="The base, where it lies elsewhere than the run or the adapter says.")] = None,
+    data: Annotated[str | None, typer.Option(help="Rows to compare on; by default the run's own test rows.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16 or float32.")] = "bfloat16",
+    scheme: Annotated[str | None, typer.Option(help="Quantise the result again, as nf4; what that costs is measured too.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="With --scheme: weights that share a scale.")] = None,
+    double: Annotated[bool | None, typer.Option("--double/--no-double", help="With --scheme: keep the scales in 8 bits too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fold an adapter into its base, and measure how far the result is from base + adapter."""
+    if scheme is None and (block_size is not None or double is not None):
+        raise BadInput("--block-size and --double belong to a scheme", where="tunesmith merge", fix="--scheme nf4")
+    from tunesmith import api
+    from tunesmith.quant.scheme import find_scheme
+
+    with _flags():
+        chosen = find_scheme(scheme, block_size, double) if scheme is not None else None
+        result = api.merge(run, output, model=model, data=data, dtype=dtype, scheme=chosen)
+    if as_json:
+        _print({"model": str(output), **result})
+        return
+    print_parity({**result["parity"], "the base alone": result["without_adapter"]})
+    typer.echo(f"model: {output}")
+    typer.echo(f"try:   tunesmith chat {shlex.quote(str(output))}")
+
+
+def print_parity(parity: dict[str, dict[str, float]]) -> None:
+    """One line for each form of the merged model, and one for the base, as a measure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    positions, answers = (next(iter(parity.values()))[key] for key in ("positions", "answers"))
+    table = Table(title=f"against base + adapter, at {positions:,} positions of which {answers:,} answer", min_width=80)
+    for column in ("", "max |Δlogit|", "mean KL (nats)", "top-1 agreement", "in answers"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, found in parity.items():
+        shares = (f"{found[key]:.2%}" for key in ("agreement", "answers_agreement"))
+        table.add_row(name, f"{found['max_logit']:.3g}", f"{found['kl']:.3g}", *shares)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+@contextmanager
+def _flags() -> Iterator[None]:
+    """Errors that name keys of a config name the command's flags instead."""
+    try:
+        yield
+    except BadInput as error:
+        section, _, key = error.where.partition(".")
+        where = f"--{key.replace('_', '-')}" if section in ("quantization", "training") else error.where
+        raise BadInput(error.what, where=where, fix=error.fix) from None
 
 
 @app.command()
@@ -345,7 +506,8 @@ def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("ru
     from tunesmith.runs import list_runs
 
     found = list_runs(root)
-    rows = [{"run": str(f.path), **{k: s.get(k) for k in ("state", "step", "steps", "updated", "resume_command")}, "models": f.evaluation().get("models", {})}
+    rows = [{"run": str(f.path), "state": f.state(), **{k: s.get(k) for k in ("step", "steps", "updated")},
+             "resume_command": f.resume_command if f.state() != "done" else None, "models": f.evaluation().get("models", {})}
             for f in found for s in [f.status()]]  # fmt: skip
     if as_json:
         _print(rows)
@@ -353,7 +515,7 @@ def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("ru
     if not rows:
         typer.echo(f"no runs below {root}")
     for line in rows:
-        todo = f"  {line['resume_command']}" if line["state"] in ("interrupted", "failed", "running", "trained") else ""
+        todo = f"  {line['resume_command']}" if line["resume_command"] and line["state"] != "running" else ""
         steps = f"step {line['step'] or 0} of {line['steps'] or '?'}"
         typer.echo(f"{line['run']}  {line['state']}  {steps}{_headline(line['models'])}  {line['updated']}{todo}")
 

@@ -4,17 +4,18 @@
     run.training.batch_size                      # every default filled in
     Path("config.yaml").write_text(to_yaml(run)) # what the run folder keeps; loads to the same run
 
-An unknown key is an error that names the nearest known one; keys of other tools are converted and the conversion is
-returned as text to print. The descriptions below are the documentation: docs/configuration.md and `tunesmith init` are
-made from them.
+Unknown keys are an error that names the nearest known ones; keys of other tools are converted and the conversion is
+returned as text to print; a setting that the chosen method would not read is an error too. The descriptions below are the
+documentation: docs/configuration.md and `tunesmith init` are made from them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tunesmith.errors import BadInput, nearest
 
@@ -75,7 +76,7 @@ class LoraConfig(Section):
         "all-linear", description="every linear layer but the head, or names such as [q_proj, v_proj]"
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732)")
-    continue_from: str | None = Field(None, description="an adapter folder to start from instead of B = 0")
+    continue_from: str | None = Field(None, description="a run or an adapter folder to start from instead of B = 0")
 
     @property
     def resolved_alpha(self) -> float:
@@ -114,6 +115,10 @@ class TrainingConfig(Section):
     learning_rate: float | Literal["auto"] = Field(
         "auto", description="auto: a rule whose reason is printed (LoRA about 10 x full fine-tuning)"
     )
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw",
+        description="adamw8bit: its two moments in 8 bits each (Dettmers et al. 2022, arXiv 2110.02861): 2 bytes a trained value, not 8",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="of the learning rate after the warm-up, down to zero")
     warmup: float = Field(0.05, ge=0, description="below 1: share of all steps; otherwise steps")
     weight_decay: float = Field(0.0, ge=0, description="decoupled (AdamW), on matrices only")
@@ -136,12 +141,16 @@ class TrainingConfig(Section):
     early_stopping: int | None = Field(None, ge=1, description="stop after this many validations without a better one")
     tensorboard: bool = Field(False, description="also write RUN/tensorboard (needs the extra tunesmith[tensorboard])")
 
-    @field_validator("learning_rate")
+    @field_validator("learning_rate", mode="before")
     @classmethod
-    def _positive(cls, value: float | str) -> float | str:
-        if isinstance(value, float) and not 0 < value < 10:
-            raise ValueError("should be above 0 and below 10")
-        return value
+    def _rate(cls, value: Any) -> Any:
+        try:  # YAML 1.1 reads 1e-4 as text
+            rate = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else 0.0
+        except ValueError:
+            rate = 0.0
+        if value != "auto" and not 0 < rate < 10:
+            raise ValueError("should be auto or a number above 0 and below 10")
+        return value if value == "auto" else rate
 
 
 class EvaluationConfig(Section):
@@ -160,7 +169,7 @@ class Run(Section):
     method: Literal["full", "lora", "qlora"] = Field(
         "lora", description="full: every weight; lora: adapters on a frozen base; qlora: on a 4-bit base"
     )
-    output: str = Field(description="the run folder")
+    output: str = Field("", description="the run folder; by default runs/ and the name of the config (without one, of data.train)")
     data: DataConfig
     lora: LoraConfig = LoraConfig()
     quantization: QuantizationConfig = QuantizationConfig()
@@ -168,12 +177,24 @@ class Run(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_its_data(cls, raw: Any) -> Any:
+        data = raw.get("data") if isinstance(raw, Mapping) else None
+        train = data.get("train") if isinstance(data, Mapping) else getattr(data, "train", None)
+        return {**raw, "output": default_output(train)} if isinstance(train, str) and raw.get("output") is None else raw
+
     @field_validator("model", "output")
     @classmethod
     def _not_empty(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("should not be empty")
         return value
+
+
+def default_output(name: str) -> str:
+    """The run folder of a config or a data file that names none."""
+    return f"runs/{Path(name).name.split('.')[0] or 'run'}"
 
 
 # Keys of Axolotl, LLaMA-Factory, TRL/transformers, PEFT, Unsloth and torchtune, and where they go here.
@@ -188,10 +209,20 @@ PEER_KEYS: dict[str, str] = {
     "max_steps": "training.steps", "warmup_ratio": "training.warmup", "warmup_steps": "training.warmup", "lr": "training.learning_rate",
     "lr_scheduler": "training.schedule", "lr_scheduler_type": "training.schedule", "cutoff_len": "training.max_length",
     "sequence_len": "training.max_length", "max_seq_length": "training.max_length", "max_seq_len": "training.max_length",
-    "gradient_clipping": "training.max_grad_norm",
+    "gradient_clipping": "training.max_grad_norm", "optim": "training.optimizer",
     "adam_beta1": "training.beta1", "adam_beta2": "training.beta2", "adam_epsilon": "training.epsilon", "eval_steps": "training.validate_every",
     "save_steps": "training.save_every", "save_total_limit": "training.keep_checkpoints", "early_stopping_patience": "training.early_stopping",
 }  # fmt: skip
+PEER_OPTIMIZERS = {
+    "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw",
+    "adamw_8bit": "adamw8bit", "adamw_bnb_8bit": "adamw8bit", "paged_adamw_8bit": "adamw8bit",
+}  # fmt: skip
+PEER_DATA_TYPES = {
+    "alpaca": "alpaca",
+    "chat_template": "messages",
+    "sharegpt": "messages",
+    "completion": "text",
+}  # Axolotl's datasets: type
 PEER_BATCH = {"per_device_train_batch_size", "micro_batch_size", "gradient_accumulation_steps", "train_batch_size"}
 
 
@@ -215,9 +246,96 @@ def sections() -> dict[str, type[Section]]:
     }
 
 
-def convert_peer_keys(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Move keys of other tools to ours; the second value says each move in words, to be printed."""
+def _by_last_part() -> dict[str, str]:
+    """ "epochs" → "training.epochs"; of two keys with one name the first, as data.limit before evaluation.limit."""
+    names: dict[str, str] = {}
+    for path in known_keys():
+        names.setdefault(path.rpartition(".")[2], path)
+    return names | {"batch_size": "training.batch_size"}
+
+
+def _meant(path: str) -> str | None:
+    """The key of ours that a key means, known, ours without its section or another tool's; None for an unknown one."""
+    known = known_keys()
+    if path in known or path in sections():
+        return path
+    section, _, name = path.rpartition(".")
+    return PEER_KEYS.get(name) or (None if section else _by_last_part().get(name))
+
+
+def _translate(key: str, value: Any) -> tuple[dict[str, Any], str] | None:
+    """A key of another tool that is more than a renaming: (settings of ours, or why there are none); None for any other key.
+
+    Raises BadInput where the key means something that is not done here.
+    """
+    if key == "adapter" and value is None:  # Axolotl: "leave blank to train all parameters"
+        return {"method": "full"}, ""
+    if value is None and (key in PEER_KEYS or key in PEER_BATCH):
+        return {}, "it is empty"
+    if key == "logging_steps":
+        return {}, "every step is logged"
+    if key == "lora_target_linear":
+        return ({"lora.targets": "all-linear"}, "") if value else ({}, "lora.targets says which layers")
+    if key in ("bf16", "fp16") and not value:
+        return {}, "training.dtype decides"
+    if key == "bf16" and value in (True, "auto"):
+        return {"training.dtype": "auto" if value == "auto" else "bfloat16"}, ""
+    if key == "fp16":
+        raise BadInput("float16 is not computed in", where=f"fp16: {value}", fix="training.dtype: bfloat16, float32 or auto")
+    if key in ("val_set_size", "val_size") and value == 0 and value is not False:
+        return {"data.validation": None}, ""
+    if key == "load_in_4bit":
+        return ({"method": "qlora"}, "") if value else ({}, "the base is quantised by method: qlora only")
+    if key == "load_in_8bit":
+        if value:
+            fix = "method: qlora with quantization.scheme: int8"
+            raise BadInput("8-bit bases have another form here", where=f"load_in_8bit: {value}", fix=fix)
+        return {}, "the base is quantised by method: qlora only"
+    if key == "template" and value not in ("auto", "chat", "plain"):
+        raise BadInput(
+            "prompts are rendered by the tokenizer's own template",
+            where=f"template: {value}",
+            fix="leave it out, or data.template: chat or plain",
+        )
+    if key == "datasets":
+        return _one_dataset(value), ""
+    return None
+
+
+def _one_dataset(value: Any) -> dict[str, Any]:
+    """Axolotl's `datasets: [{path: F, type: T}]` with one entry that one file of ours can be."""
+    entries = value if isinstance(value, list) else [value]
+    entry = entries[0] if entries else None
+    if len(entries) != 1 or not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
+        fix = f"data.train: FILE{' (join the files into one)' if len(entries) > 1 else ''}"
+        raise BadInput("data come from one file", where=f"datasets: {len(entries)} entries", fix=fix)
+    settings: dict[str, Any] = {"data.train": entry["path"]}
+    rest = {key: inner for key, inner in entry.items() if key not in ("path", "type", "ds_type") and inner is not None}
+    kind = entry.get("type")
+    if rest or (kind is not None and (not isinstance(kind, str) or kind not in PEER_DATA_TYPES)):
+        what = ", ".join(map(str, rest)) or f"type {kind}"
+        fix = f"data.train: {entry['path']}, and data.format, or data.prompt and data.completion, for what a row is"
+        raise BadInput(f"{what} cannot be converted", where="datasets", fix=fix)
+    return settings if kind is None else {**settings, "data.format": PEER_DATA_TYPES[kind]}
+
+
+def _renamed(path: str, value: Any) -> Any:
+    """A value of another tool in our words."""
+    if path == "lora.targets" and value in ("all", "all_linear", ["all"], ["all-linear"]):
+        return "all-linear"
+    if path == "lora.targets" and isinstance(value, str) and value != "all-linear":
+        return [part.strip() for part in value.split(",")]
+    if path == "training.schedule" and value == "constant_with_warmup":
+        return "constant"
+    if path == "training.optimizer" and isinstance(value, str):
+        return PEER_OPTIMIZERS.get(value, value)
+    return value
+
+
+def convert_peer_keys(raw: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str], list[BadInput]]:
+    """Move keys of other tools to ours: (the config, each move in words to be printed, keys that nothing is known of)."""
     said: list[str] = []
+    problems: list[BadInput] = []
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
 
     def put(path: str, value: Any, was: str, given: Any) -> None:
@@ -226,46 +344,77 @@ def convert_peer_keys(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(holder, dict):
             return  # validation will name the section that is not a mapping
         if key in holder and holder[key] != value:
-            raise BadInput(f"{was} and {path} disagree: {value!r} and {holder[key]!r}", where="the config", fix=f"keep {path}")
+            raise BadInput(f"{was} and {path} disagree: {value!r} and {holder[key]!r}", where=where, fix=f"keep {path}")
         holder[key] = value
-        said.append(f"{was}: {given} → {path}: {value}")
+        said.append(f"converted {was}: {_in_words(given)} → {path}: {_in_words(value)}")
 
-    ours = {path.rpartition(".")[2]: path for path in known_keys()}
     for holder_name in (None, *sections()):
         holder = result if holder_name is None else result.get(holder_name)
         if not isinstance(holder, dict):
             continue
         own = set(Run.model_fields) if holder_name is None else set(sections()[holder_name].model_fields)
-        batch = {key: holder[key] for key in PEER_BATCH & set(holder) if key not in own or "gradient_accumulation_steps" in holder}
-        if batch:
-            for key in batch:
-                del holder[key]
-            micro = batch.get("per_device_train_batch_size", batch.get("micro_batch_size", batch.get("train_batch_size")))
-            accumulation = batch.get("gradient_accumulation_steps", 1)
-            product = " × ".join(f"{value}" for value in (micro, accumulation) if value is not None)
-            was = " × ".join(sorted(batch, reverse=True))
-            if not isinstance(accumulation, int) or not isinstance(micro, int | None):
-                raise BadInput(f"{was} should be whole numbers, not {product}", where="the config", fix="training.batch_size: 16")
-            if micro is None:
-                raise BadInput(
-                    "gradient_accumulation_steps without a micro-batch size does not say how many examples a step has",
-                    where="the config", fix="training.batch_size: examples per optimizer step",
-                )  # fmt: skip
-            put("training.batch_size", micro * accumulation, was, product)
-            put("training.micro_batch_size", micro, was.split(" × ")[0], micro)
+        _convert_batch(holder, own, where, put)
         for key in [k for k in holder if k not in own]:
-            path = PEER_KEYS.get(key) or (ours.get(key) if holder_name is None else None)
-            if path is None:
-                continue  # an unknown key: validation names it
-            given = value = holder.pop(key)
-            if path == "lora.targets" and value in ("all", "all_linear", ["all"], ["all-linear"]):
-                value = "all-linear"
-            elif path == "lora.targets" and isinstance(value, str) and value != "all-linear":
-                value = [part.strip() for part in value.split(",")]
-            if path == "training.schedule" and value == "constant_with_warmup":
-                value = "constant"
-            put(path, value, key, given)
-    return result, said
+            try:
+                translated = _translate(str(key), holder[key])
+            except BadInput as error:
+                problems.append(BadInput(f"{error.where}: {error.what}", where=where, fix=error.fix))
+                continue
+            path = PEER_KEYS.get(key) or (_by_last_part().get(key) if holder_name is None else None)
+            if translated is None and path is None:
+                full = key if holder_name is None else f"{holder_name}.{key}"
+                problems.append(BadInput(f'unknown key "{full}"', where=where, fix=_did_you_mean(str(full))))
+                continue
+            given = holder.pop(key)
+            settings, why = translated if translated is not None else ({path: _renamed(str(path), given)}, "")
+            for ours, value in settings.items():
+                put(str(ours), value, key, given)
+            if not settings:
+                said.append(f"left out {key}: {_in_words(given)}, as {why}")
+    return result, said, problems
+
+
+def _in_words(value: Any) -> str:
+    return {True: "true", False: "false", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _convert_batch(holder: dict[str, Any], own: set[str], where: str, put: Any) -> None:
+    """Micro-batch × accumulation is the number of examples per step."""
+    batch = {key: holder[key] for key in PEER_BATCH & set(holder) if key not in own or "gradient_accumulation_steps" in holder}
+    batch = {key: value for key, value in batch.items() if value is not None}
+    if not batch:
+        return
+    for key in batch:
+        del holder[key]
+    micro = batch.get("per_device_train_batch_size", batch.get("micro_batch_size", batch.get("train_batch_size")))
+    accumulation = batch.get("gradient_accumulation_steps", 1)
+    product = " × ".join(f"{value}" for value in (micro, accumulation) if value is not None)
+    was = " × ".join(sorted(batch, reverse=True))
+    if not isinstance(accumulation, int) or not isinstance(micro, int | None):
+        raise BadInput(f"{was} should be whole numbers, not {product}", where=where, fix="training.batch_size: 16")
+    if micro is None:
+        raise BadInput(
+            "gradient_accumulation_steps without a micro-batch size does not say how many examples a step has",
+            where=where, fix="training.batch_size: examples per optimizer step",
+        )  # fmt: skip
+    put("training.batch_size", micro * accumulation, was, product)
+    put("training.micro_batch_size", micro, was.split(" × ")[0], micro)
+
+
+def _did_you_mean(path: str) -> str:
+    """The nearest key: of the same section, of any, of another tool's, in this order; else where the keys are listed."""
+    section, _, name = path.rpartition(".")
+    names = _by_last_part()
+    if path in known_keys():  # "training.epochs: 2" at the top of a file
+        return f'write "{section}:" and below it, indented, "{name}: …"'
+    if name in names or name in PEER_KEYS:
+        return f'did you mean "{names.get(name) or PEER_KEYS[name]}"?'
+    own = {key: f"{section}.{key}" for key in sections()[section].model_fields} if section in sections() else {}
+    everywhere = {**PEER_KEYS, **names, **{key: key for key in Run.model_fields}}
+    for pool, cutoff in ((own, 0.6), (everywhere, 0.8)):
+        if close := get_close_matches(name, pool, n=1, cutoff=cutoff):
+            return f'did you mean "{pool[close[0]]}"?'
+    return "leave it out; docs/configuration.md lists every key"
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -297,15 +446,91 @@ def parse_yaml(text: str, where: str) -> Any:
         raise BadInput(error.what, where=f"{where}, {error.where}", fix=error.fix) from None
 
 
-def validate(raw: Any, where: str) -> tuple[Run, list[str]]:
-    """A run from plain data, and what was converted from other tools' keys, in words."""
+def validate(
+    raw: Any, where: str, overrides: Sequence[str] = (), name: str | None = None, spelled: Mapping[str, str] | None = None
+) -> tuple[Run, list[str]]:
+    """A run from plain data, and what to print: what was converted from other tools' keys, and the output if none was given.
+
+    where       a file, or what else to call the data in an error
+    overrides   as `--set` takes them; they win over `raw`, whichever tool's keys either is in
+    name        of the default output: runs/NAME; by default that of data.train
+    spelled     an override → how the user wrote it, where that was not `--set`
+    """
     if not isinstance(raw, Mapping):
         raise BadInput("a config is a mapping of keys to values", where=where, fix="see docs/configuration.md, or run tunesmith init DATA")
-    converted, said = convert_peer_keys(dict(raw))
+    converted, said, problems = convert_peer_keys(raw, where)
+    if overrides:
+        more, also_said, also_problems = convert_peer_keys(_given(raw, overrides), "--set")
+        converted, said = _merged(converted, more), [*said, *also_said]
+        problems += [BadInput(p.what, where=_set_by(_key_of(p), overrides, spelled) or p.where, fix=p.fix) for p in also_problems]
+    if problems:
+        raise _all_of(problems)
+    converted = {key: {} if value is None and key in sections() else value for key, value in converted.items()}
+    unnamed = converted.get("output") is None
+    if unnamed and name is not None:
+        converted["output"] = default_output(name)
     try:
-        return Run.model_validate(converted), said
+        run = Run.model_validate(converted)
     except ValidationError as error:
-        raise _first_problem(error, where) from None
+        problem = _first_problem(error, where)
+        path = problem.what.split('"')[1]
+        raise BadInput(problem.what, where=_set_by(path, overrides, spelled) or where, fix=problem.fix) from None
+    must_be_read(run, where, lambda path: _set_by(path, overrides, spelled))
+    return run, [*said, f"output: {run.output}"] if unnamed else said
+
+
+def must_be_read(run: Run, where: str = "the run", set_by: Any = lambda path: None) -> None:
+    """Refuse a setting that this run would not look at (FAILURES 22); a saved run spells out its defaults, so those are no setting."""
+    idle = {"full": ("lora", "quantization"), "lora": ("full", "quantization"), "qlora": ("full",)}[run.method]
+    paths = [path for name in idle for path in _changed(name, getattr(run, name))]
+    if paths:
+        other = {"lora": "lora", "quantization": "qlora", "full": "full"}[paths[0].partition(".")[0]]
+        raise BadInput(
+            f"method {run.method} does not read {', '.join(paths)}", where=set_by(paths[0]) or where,
+            fix=f"method: {other}, or leave {'it' if len(paths) == 1 else 'them'} out",
+        )  # fmt: skip
+    if run.data.validation is None:
+        for key in ("early_stopping", "validate_every"):
+            if getattr(run.training, key) is not None:
+                path = f"training.{key}"
+                raise BadInput(
+                    f"{path} without validation rows has no effect",
+                    where=set_by(path) or where,
+                    fix="data.validation: 0.1, or leave it out",
+                )
+
+
+def _changed(name: str, section: Section) -> list[str]:
+    return [f"{name}.{key}" for key, field in type(section).model_fields.items() if getattr(section, key) != field.default]
+
+
+def _key_of(problem: BadInput) -> str:
+    """The key that a problem of convert_peer_keys begins with."""
+    return problem.what.split('"')[1] if '"' in problem.what else problem.what.partition(":")[0]
+
+
+def _set_by(path: str, overrides: Sequence[str], spelled: Mapping[str, str] | None) -> str | None:
+    """The option that set a key, as the user wrote it; None if none did."""
+    for override in reversed(overrides):
+        given = override.partition("=")[0]
+        if path in (given, _meant(given)) or path.startswith(f"{given}.") or given.startswith(f"{path}."):
+            return (spelled or {}).get(override, f"--set {override}")
+    return None
+
+
+def _all_of(problems: list[BadInput]) -> BadInput:
+    """One error for all: nobody wants to mend a config one key at a time."""
+    if len(problems) == 1:
+        return problems[0]
+    unknown = [_key_of(p) for p in problems if p.what.startswith("unknown key")]
+    names = ", ".join(f'"{key}"' for key in unknown)
+    rest = [p.what for p in problems if not p.what.startswith("unknown key")]
+    what = "; ".join([*([f"unknown key{'' if len(unknown) == 1 else 's'} {names}"] if unknown else []), *rest])
+    fixes: dict[str, list[str]] = {}
+    for problem in problems:
+        fixes.setdefault(problem.fix, []).append(_key_of(problem))
+    places = list(dict.fromkeys(problem.where for problem in problems))
+    return BadInput(what, where="\n".join(places), fix="\n".join(f"{', '.join(keys)}: {fix}" for fix, keys in fixes.items()))
 
 
 def _first_problem(error: ValidationError, where: str) -> BadInput:
@@ -314,12 +539,8 @@ def _first_problem(error: ValidationError, where: str) -> BadInput:
     location = [str(part) for part in problem["loc"]]
     known = known_keys()
     path = location[0] if location[0] in known or len(location) == 1 else ".".join(location[:2])
-    if problem["type"] == "extra_forbidden":
-        holder, _, name = path.rpartition(".")
-        names = sections()[holder].model_fields if holder else Run.model_fields
-        elsewhere = [other for other in known if other.rpartition(".")[2] == name]
-        return BadInput(f'unknown key "{path}"', where=where, fix=f"did you mean {elsewhere[0]}?" if elsewhere else nearest(name, names))
     if problem["type"] == "missing":
+        path = "data.train" if path == "data" else path
         return BadInput(f'"{path}" is missing', where=where, fix=_describe(known, path))
     given = problem.get("input")
     message = problem["msg"].removeprefix("Value error, ")
@@ -340,7 +561,7 @@ def _describe(known: Mapping[str, Any], path: str) -> str:
 
 def _value_of(path: str, text: str, where: str) -> Any:
     """Text read as YAML; but for a key that takes only text, "{label}" is that text and not a YAML mapping."""
-    field = known_keys().get(path)
+    field = known_keys().get(_meant(path) or path)
     only_text = field is not None and field.annotation in (str, str | None)
     try:
         value = parse_yaml(text, where)
@@ -351,7 +572,7 @@ def _value_of(path: str, text: str, where: str) -> Any:
     return value if not only_text or value is None or isinstance(value, str) else text
 
 
-def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`--set training.epochs=2`: dotted key, value read as YAML."""
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
     for override in overrides:
@@ -366,8 +587,31 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
     return result
 
 
-def load_run(path: str | Path, overrides: list[str] | None = None) -> tuple[Run, list[str]]:
-    """The run that a YAML file describes, with `--set` overrides, and what was converted, in words."""
+def _given(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The overrides as a config of their own. Keys that only mean something together are completed from `raw`."""
+    given = apply_overrides({}, overrides)
+    theirs = {key for key in PEER_BATCH if key in raw}
+    if PEER_BATCH & set(given) == {"micro_batch_size"} and not theirs:  # beside our own keys it is ours, not Axolotl's
+        given["training"] = {**given.get("training", {}), "micro_batch_size": given.pop("micro_batch_size")}
+    elif PEER_BATCH & set(given):
+        given = {**{key: raw[key] for key in theirs}, **given}
+    return given
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `above` win; a section is merged key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            result[key] = {**under, **value}
+        elif under is None or not isinstance(value, Mapping):
+            result[key] = value  # otherwise what should be a section is none, and validation names it
+    return result
+
+
+def load_run(path: str | Path, overrides: Sequence[str] | None = None, spelled: Mapping[str, str] | None = None) -> tuple[Run, list[str]]:
+    """The run that a YAML file describes, with `--set` overrides, and what was converted, in words; see `validate`."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -378,10 +622,7 @@ def load_run(path: str | Path, overrides: list[str] | None = None) -> tuple[Run,
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"the config cannot be read: {error}", where=str(path), fix="a config is a YAML file in UTF-8") from None
-    raw = parse_yaml(text, str(path))
-    if isinstance(raw, Mapping) and overrides:
-        raw = apply_overrides(dict(raw), overrides)
-    return validate(raw, str(path))
+    return validate(parse_yaml(text, str(path)), str(path), overrides or (), path.name, spelled)
 
 
 def with_absolute_paths(run: Run) -> Run:

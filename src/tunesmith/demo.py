@@ -13,6 +13,7 @@ import tunesmith.examples
 from tunesmith.api import load, train
 from tunesmith.config import load_run
 from tunesmith.data.rows import load_parts
+from tunesmith.evaluation.metrics import has_repeated_key, parse_json
 from tunesmith.progress import clock, say
 from tunesmith.runs import RunFolder
 
@@ -63,6 +64,8 @@ def _before_after(task: str, folder: RunFolder) -> Table:
     for metric in models["base"]:
         if metric not in ("loss", "perplexity"):
             table.add_row(metric, *(f"{values[metric]:.3f}" if metric in values else "–" for values in models.values()))
+    if any("repeated_keys" in values for values in models.values()):
+        table.caption = "repeated_keys: the share of JSON answers that give a key twice; 0 is best"
     return table
 
 
@@ -77,8 +80,13 @@ def _side_by_side(finished: dict[str, RunFolder]) -> Table:
         prompt = test.messages[-2].content
         answers = [model.generate([prompt], max_new_tokens=40)[0]]
         answers += [model.generate([prompt], adapter=name, max_new_tokens=60)[0] for name in finished]
-        table.add_row(*(shortened(text) for text in (prompt, *answers)))
+        table.add_row(shortened(prompt), *(noted(text) for text in answers))
     return table
+
+
+def noted(answer: str) -> str:
+    """An answer on one line; of JSON that gives a key twice, which readers understand differently, it is said."""
+    return shortened(answer) + ("  (valid JSON, but a key is given twice)" if has_repeated_key(parse_json(answer)) else "")
 
 
 def shortened(text: str, most: int = 160) -> str:

@@ -40,6 +40,14 @@ class MachineFailed(TunesmithError):
     exit_code = 1
 
 
+class DiskRefused(MachineFailed):
+    """The system would not write. `remedy` is what would let it; whoever knows the command that goes on puts it in `fix`."""
+
+    def __init__(self, what: str, where: str, remedy: str) -> None:
+        super().__init__(what, where, f"{remedy}, then run the command again")
+        self.remedy = remedy
+
+
 class GateNotMet(TunesmithError):
     """A threshold that the user asked for was not reached."""
 
@@ -47,13 +55,14 @@ class GateNotMet(TunesmithError):
 
 
 class Interrupted(TunesmithError):
-    """Stopped by the user or the system after saving."""
+    """Stopped by the user or the system; what was saved, and the command that goes on, stand in it."""
 
     exit_code = 130
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A fix that names the known word closest to `word`, or all of them."""
+def nearest(word: str, known: Iterable[str], most: int = 8) -> str:
+    """A fix that names the known word closest to `word`, or else the first `most` of them."""
     known = sorted(known)
     close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f'did you mean "{close[0]}"?' if close else "known: " + ", ".join(known)
+    more = f" and {len(known) - most:,} more" if len(known) > most else ""
+    return f'did you mean "{close[0]}"?' if close else f"known: {', '.join(known[:most])}{more}"

@@ -1,6 +1,7 @@
 """Files that are whole or not there: written beside their place, synced, renamed.
 
     write_json(path, {"step": 3}); write_tensors(path, {"w": tensor})
+    with new_folder(path) as beside: ...            # written into, then renamed to `path`
 
 A failed write leaves what was there before, and the error says how many bytes were needed and how many were free.
 """
@@ -8,6 +9,7 @@ A failed write leaves what was there before, and the error says how many bytes w
 import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.errors import BadInput, DiskRefused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +33,12 @@ def explain_disk(path: Path, n_bytes: int = 0) -> Iterator[None]:
 
         free = free_disk_bytes(path)
         need = f"{n_bytes:,} bytes needed, " if n_bytes else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "the disk is full" if full else f"the file cannot be written: {error.strerror or error}"
-        raise MachineFailed(
-            f"{what}; what was saved before is untouched", where=f"{path} ({need}{free:,} free)",
-            fix="free some space, then run tunesmith resume" if full else "check the path and its permissions",
-        ) from error  # fmt: skip
+        what, remedy = {
+            errno.ENOSPC: ("the disk is full", "free some space"),
+            errno.EDQUOT: ("the disk quota is used up", "free some space"),
+            errno.EFBIG: ("a file may not be that large here", "raise the limit (ulimit -f; some file systems have one too)"),
+        }.get(error.errno or 0, (f"the file cannot be written: {error.strerror or error}", "check the path and its permissions"))
+        raise DiskRefused(f"{what}; what was saved before is untouched", f"{path} ({need}{free:,} free)", remedy) from error
 
 
 def _replace(path: Path, n_bytes: int, write: Callable[[Path], None]) -> None:
@@ -48,6 +50,29 @@ def _replace(path: Path, n_bytes: int, write: Callable[[Path], None]) -> None:
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def must_be_new(output: Path) -> None:
+    if output.exists() or output.is_symlink():
+        raise BadInput("there is something at the output already", where=str(output), fix="choose another --output, or remove it first")
+
+
+@contextmanager
+def new_folder(folder: Path, n_bytes: int = 0) -> Iterator[Path]:
+    """A folder to be made and filled; when the block ends it takes the place of `folder`, and if the block fails nothing is left of it."""
+    beside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    with explain_disk(folder, n_bytes):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            for path in beside.iterdir():
+                sync(path)
+            if folder.exists():
+                shutil.rmtree(folder)
+            beside.rename(folder)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,7 +106,7 @@ def as_json(value: Mapping[str, Any]) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
-    """safetensors, with the permissions of an ordinary file (the library leaves 0600)."""
+    """safetensors."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -91,18 +116,24 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
         try:
             save_file(held, beside, metadata={"format": "pt"})
         except SafetensorError as error:
-            text = str(error)
-            code = errno.ENOSPC if "No space left" in text else errno.EFBIG if "File too large" in text else errno.EIO
-            raise OSError(code, os.strerror(code) if code != errno.EIO else text) from error
-        beside.chmod(0o666 & ~_umask())
+            raise as_disk_error(error) from error
+        make_readable(beside)
 
     _replace(path, sum(tensor.nbytes for tensor in held.values()), write)
 
 
-def _umask() -> int:
+def as_disk_error(error: Exception) -> OSError:
+    """What safetensors says of a write that failed, as the system would."""
+    text = str(error)
+    code = errno.ENOSPC if "No space left" in text else errno.EFBIG if "File too large" in text else errno.EIO
+    return OSError(code, os.strerror(code) if code != errno.EIO else text)
+
+
+def make_readable(path: Path) -> None:
+    """The permissions of an ordinary file; safetensors leaves 0600."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod(0o666 & ~mask)
 
 
 def sha256_of(path: Path) -> str:

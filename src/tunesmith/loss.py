@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tunesmith.data.batches import IGNORED, Batch, collate, cut
 from tunesmith.data.template import Example
+from tunesmith.errors import BadInput
 from tunesmith.kernels.linear_nll import linear_nll
 
 
@@ -94,6 +95,8 @@ def _why_full_logits(model: Any) -> str | None:
     finally:
         hook.remove()
         model.train(was_training)
+    if hidden is not None and not bool(torch.isfinite(hidden).all()):  # the weights themselves were looked at when they were loaded
+        raise BadInput("the model computes NaN or inf", where="the adapter it starts from, or its dtype", fix="training.dtype: float32")
     if not seen or hidden is None:
         return "the model's forward does not go from its trunk to its head"
     if seen["hidden"].shape != hidden.shape or not _close(seen["hidden"], hidden):

@@ -85,6 +85,11 @@ def progress(title: str, total: int, unit: str = "row", done: int = 0) -> Iterat
         yield Rich()
 
 
+def counted(n: int, thing: str) -> str:
+    """ "1 step", "1,200 steps"."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
 def clock(seconds: float) -> str:
     """1:05 or 2:01:00."""
     whole = int(seconds)

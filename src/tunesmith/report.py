@@ -6,8 +6,8 @@
 Both read the files that the run left (config.yaml, status.json, metrics.jsonl, evaluation.json, samples.jsonl) and compute no
 result of their own. Only config.yaml has to be there: a run that was interrupted gets a page of what it has.
 
-Prompts, answers, labels and file names are other people's text. Each goes through html.escape; what the charts draw is numbers
-only, as JSON in which no < survives; and the page's own policy forbids it every request, so that text cannot load anything.
+Prompts, answers, labels and file names are other people's text: each goes through html.escape, and the charts draw numbers only.
+What the page itself guards is in page.py.
 """
 
 import json
@@ -24,8 +24,9 @@ from typing import Any
 import yaml
 
 from tunesmith.config import parse_yaml
-from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.errors import BadInput
 from tunesmith.evaluation.metrics import Task, same_answer
+from tunesmith.page import BLUE, GREY, ORANGE, document, figure, layout, section, table, write_page
 
 LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "repeated_keys"}
 MOST_SAMPLES = 16  # shown; the rest stay in samples.jsonl
@@ -54,12 +55,12 @@ class Files:
 
 def write_report(folder: Path) -> Path:
     """Write the folder's `report.html`: one self-contained page (about 5 MB, most of it the chart library)."""
-    return _write(folder / "report.html", _page(read_folder(folder)))
+    return write_page(folder / "report.html", _page(read_folder(folder)))
 
 
 def write_model_card(folder: Path) -> Path:
     """Write the folder's `README.md`: what was trained, on what, how it measured, and what is not known. Facts only."""
-    return _write(folder / "README.md", _card(read_folder(folder)))
+    return write_page(folder / "README.md", _card(read_folder(folder)))
 
 
 def read_folder(folder: Path) -> Files:
@@ -125,17 +126,6 @@ def _read_jsonl(path: Path, left_out: list[str]) -> list[dict[str, Any]]:
     if unreadable:
         left_out.append(f"{path.name}: {_count(len(unreadable), 'line')} not readable, the first at {path.name}:{unreadable[0]}")
     return rows
-
-
-def _write(path: Path, text: str) -> Path:
-    beside = path.with_name(path.name + ".tmp")  # whoever reads while we write sees the old page or the new one
-    try:
-        beside.write_bytes(re.sub("[\ud800-\udfff]", "\ufffd", text).encode())  # a model may emit half a character
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise MachineFailed(f"{path.name} cannot be written: {error.strerror}", where=str(path)) from None
-    return path
 
 
 # ── facts that the page and the card share ─────────────────────────────────────────────────────────────────────────────────────
@@ -300,22 +290,31 @@ def _facts(files: Files) -> list[tuple[str, str]]:
 
 
 COUNT_WORDS = {
+    "read": "rows read",
+    "skipped": "skipped: could not be read",
+    "duplicates_dropped": "dropped: equal to an earlier row",
+    "overlap_removed": "removed: the held-out rows contain them",
+    "left_out_by_limit": "left out by data.limit",
     "train": "training rows",
     "validation": "validation rows (used for choices)",
     "test": "test rows (measured only)",
-    "skipped": "skipped: could not be read",
-    "dropped": "dropped: too long",
-    "too_long": "longer than the limit",
-    "duplicates": "duplicates",
+    "text_windows": "windows that long texts were cut into",
+    "too_long_dropped": "dropped: longer than training.max_length",
+    "too_long_truncated": "cut at training.max_length",
+    "tokens_per_epoch": "tokens per epoch",
+    "trained_tokens_per_epoch": "trained tokens per epoch",
 }
 
 
 def _counts(files: Files) -> list[tuple[str, str]]:
-    data = _mapping(files.status.get("data"))
-    counts = {COUNT_WORDS.get(key, str(key)): value for key, value in _mapping(data.get("counts")).items()}
-    if data.get("trained_tokens_per_epoch") is not None:
-        counts["trained tokens per epoch"] = data["trained_tokens_per_epoch"]
-    return [(words, f"{value:,}" if _number(value) is not None else str(value)) for words, value in counts.items()]
+    """Counts in words, in the order in which rows went; what a later version may count keeps its own name."""
+    counts = _mapping(_mapping(files.status.get("data")).get("counts"))
+    ordered = [key for key in COUNT_WORDS if key in counts] + [key for key in counts if key not in COUNT_WORDS]
+    return [(COUNT_WORDS.get(key, str(key)), _value_of_count(counts[key])) for key in ordered]
+
+
+def _value_of_count(value: Any) -> str:
+    return f"{value:,}" if _number(value) is not None else str(value)
 
 
 def _data_files(files: Files) -> list[tuple[str, str]]:
@@ -350,62 +349,6 @@ def _described(key: Any, value: Any) -> tuple[str, str]:
 
 # ── the page ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --text: #1c2024; --soft: #60666d; --line: #d9dde1; --card: #f5f6f8; --page: #fff; --good: #12733a; --bad: #b3261e;
-}
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e8eaed; --soft: #9aa2ab; --line: #3a4047; --card: #1e2226; --page: #14171a; --good: #6fd08c; --bad: #ff8a80; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; font: 16px/1.5 system-ui, sans-serif; }
-body { color: var(--text); background: var(--page); overflow-wrap: anywhere; }
-h1 { margin: 0; font-size: 1.7rem; line-height: 1.2; }
-h2 { margin: 2.5rem 0 .6rem; font-size: 1.2rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
-figure { margin: 0 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-pre { margin: .5rem 0; padding: .7rem .9rem; background: var(--card); border-radius: .4rem; white-space: pre-wrap; font-size: .875rem; }
-summary { cursor: pointer; color: var(--soft); }
-.verdict { margin: .4rem 0 1rem; font-size: 1.25rem; font-weight: 600; }
-.note, .source, figcaption { color: var(--soft); font-size: .875rem; }
-.chart { width: 100%; }
-.wide { overflow-x: auto; }
-.scores { overflow-wrap: normal; }
-.scores th, .scores td { white-space: nowrap; }
-.scores th:not(:first-child), .scores td { text-align: right; }
-.scores tbody th, .facts th { font-weight: 400; }
-.facts th { color: var(--soft); max-width: 15rem; overflow-wrap: break-word; }
-.better { color: var(--good); }
-.worse { color: var(--bad); }
-.mark { font-weight: 600; white-space: nowrap; }
-ul { padding-left: 1.2rem; font-variant-numeric: tabular-nums; }
-article { margin: 0 0 1rem; padding: .7rem .9rem; background: var(--card); border-radius: .4rem; break-inside: avoid; }
-article pre { padding: 0; margin: .2rem 0 .6rem; background: none; }
-dl { display: grid; grid-template-columns: minmax(4.5rem, max-content) 1fr; gap: .25rem 1rem; margin: 0; }
-dt { color: var(--soft); max-width: 10rem; }
-dd { margin: 0; white-space: pre-wrap; min-width: 0; }
-@media (max-width: 30rem) { .scores { font-size: .875rem; } th, td { padding-right: .7rem; } }
-@media print {
-  :root { --text: #000; --soft: #444; --line: #bbb; --card: #f5f6f8; --page: #fff; --good: #12733a; --bad: #b3261e; }
-  body { max-width: none; padding: 0; font-size: 12px; }
-  figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; }
-}
-"""
-
-# Charts take the paper's width when printed, and folded text is unfolded.
-SCRIPT = """
-const charts = JSON.parse(document.getElementById("charts").textContent);
-const options = {responsive: true, displayModeBar: false};
-for (const [id, chart] of Object.entries(charts)) Plotly.newPlot(id, chart.data, chart.layout, options);
-matchMedia("print").addEventListener("change", () => { for (const id in charts) Plotly.Plots.resize(id); });
-addEventListener("beforeprint", () => { for (const fold of document.querySelectorAll("details")) fold.open = true; });
-"""
-
-BLUE, ORANGE, GREY = "#3987e5", "#e8710a", "#8a8f95"  # each at least 3:1 against both the white and the dark page
-
 
 def _page(files: Files) -> str:
     charts, figures = _charts(files)
@@ -415,59 +358,20 @@ def _page(files: Files) -> str:
         f'<p class="verdict">{escape(_verdict(files))}</p>',
         _state_note(files),
         *(f'<p class="note">Left out: {escape(note)}.</p>' for note in files.left_out),
-        _table("facts", _facts(files)),
-        _section("Before and after", _scores(files), fallback="No test rows were measured."),
-        _section("Learning", figures, fallback="No steps were recorded yet." if state == "running" else "No steps were recorded."),
-        _section("Sample answers", _samples(files)),
-        _section("Data", _data(files)),
-        _section("What is trained", _list("arithmetic", _texts(files.status.get("arithmetic")))),
-        _section("Command", _command(files)),
-        _section("Environment", _table("facts", _machine(files))),
-        _section(
+        table("facts", _facts(files)),
+        section("Before and after", _scores(files), fallback="No test rows were measured."),
+        section("Learning", figures, fallback="No steps were recorded yet." if state == "running" else "No steps were recorded."),
+        section("Sample answers", _samples(files)),
+        section("Data", _data(files)),
+        section("What is trained", _list("arithmetic", _texts(files.status.get("arithmetic")))),
+        section("Command", _command(files)),
+        section("Environment", table("facts", _machine(files))),
+        section(
             "Configuration",
             f"<details><summary>config.yaml, every default filled in</summary><pre>{escape(files.config_text)}</pre></details>",
         ),
     ]
-    scripts = ""
-    if charts:
-        from plotly.offline import get_plotlyjs
-
-        data = f'<script type="application/json" id="charts">{script_json(charts)}</script>'
-        scripts = f"{data}\n<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>"
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(files.name)} · tunesmith</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-{chr(10).join(section for section in sections if section)}
-</main>
-{scripts}
-</body>
-</html>
-"""
-
-
-def script_json(value: Any) -> str:
-    """JSON that may stand inside a script element: no < or > in it could end the element or open a comment."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII, so U+2028 is escaped already
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _section(title: str, body: str, fallback: str = "") -> str:
-    body = body or (f'<p class="note">{escape(fallback)}</p>' if fallback else "")
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
-
-
-def _table(css: str, rows: Sequence[tuple[str, str]]) -> str:
-    body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n' for name, value in rows)
-    return f'<div class="wide"><table class="{css}">\n{body}</table></div>' if rows else ""
+    return document(files.name, sections, charts)
 
 
 def _state_note(files: Files) -> str:
@@ -497,15 +401,19 @@ def _charts(files: Files) -> tuple[dict[str, Any], str]:
             | ({} if best is None else {"shapes": [_dotted(best)]}),
         }
         kept = "" if best is None else f" Dotted: step {best:,.0f}, the best by validation, is what was kept."
-        figures.append(_figure("loss-chart", f"Loss over optimizer steps.{kept}"))
+        figures.append(figure("loss-chart", f"Loss over optimizer steps.{kept}"))
     if rate:
         layout = _layout("learning rate", last_step, height=220)
         layout["yaxis"]["tickformat"] = "~e"
         charts["rate-chart"] = {"data": [_line("learning rate", _thin(rate)[0], BLUE, hover=".3e")], "layout": layout}
-        figures.append(_figure("rate-chart", f"Learning rate. {files.status.get('learning_rate_reason') or ''}"))
+        figures.append(figure("rate-chart", _sentence(str(files.status.get("learning_rate_reason") or "learning rate"))))
     if figures:
         figures.append('<noscript><p class="note">The charts need JavaScript; their numbers are in metrics.jsonl.</p></noscript>')
     return charts, "\n".join(figures)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _loss_lines(loss: list[tuple[float, float]], validation: list[tuple[float, float]]) -> list[dict[str, Any]]:
@@ -560,24 +468,9 @@ def _line(
 
 
 def _layout(title: str, last_step: float, height: int) -> dict[str, Any]:
-    grid = "rgba(128,128,128,0.25)"
-    axis = {"gridcolor": grid, "linecolor": grid, "zeroline": False, "automargin": True}
-    return {
-        "height": height,
-        "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
-        "paper_bgcolor": "rgba(0,0,0,0)",  # the page shows through, light or dark
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": GREY, "family": "system-ui, sans-serif", "size": 13},
-        "hovermode": "closest",
-        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
-        "title": {"text": title, "x": 0, "xref": "container", "xanchor": "left", "y": 0.98, "yanchor": "top", "font": {"size": 13}},
-        "xaxis": axis | {"title": {"text": "step", "font": {"size": 13}}, "range": [0, 1.02 * last_step]},  # the same on both charts
-        "yaxis": dict(axis),
-    }
-
-
-def _figure(identifier: str, caption: str) -> str:
-    return f'<figure>\n<div class="chart" id="{identifier}"></div>\n<figcaption>{escape(caption)}</figcaption>\n</figure>'
+    over_steps = layout(title, "step", height)
+    over_steps["xaxis"]["range"] = [0, 1.02 * last_step]  # the same on both charts
+    return over_steps
 
 
 def _scores(files: Files) -> str:
@@ -670,9 +563,7 @@ def _text(value: Any) -> str:
 
 def _data(files: Files) -> str:
     checksums = [f"{name}: {sha}" for name, sha in _data_files(files)]
-    return (
-        _list("said", _texts(_mapping(files.status.get("data")).get("said"))) + _table("facts", _counts(files)) + _list("note", checksums)
-    )
+    return _list("said", _texts(_mapping(files.status.get("data")).get("said"))) + table("facts", _counts(files)) + _list("note", checksums)
 
 
 def _list(css: str, lines: Sequence[str]) -> str:
@@ -682,7 +573,7 @@ def _list(css: str, lines: Sequence[str]) -> str:
 def _command(files: Files) -> str:
     command = files.status.get("command")
     times = [(word, moment) for word in ("started", "ended") if (moment := _moment(files.status.get(word)))]
-    return (f"<pre>{escape(str(command))}</pre>" if command else "") + _table("facts", times)
+    return (f"<pre>{escape(str(command))}</pre>" if command else "") + table("facts", times)
 
 
 # ── the model card ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -712,11 +603,25 @@ def _card(files: Files) -> str:
             _list_of(_counts(files) + _data_files(files)),
             "Counts were not recorded.",
         ),
+        _card_section("Use", _use(method, base), ""),
         _card_section("Command", _fence(str(files.status["command"])) if files.status.get("command") else "", "Not recorded."),
         _card_section("Versions and machine", _list_of(_machine(files)), "Not recorded."),
         _card_section("Not known", "\n".join(f"- {line}" for line in _unknown(files)), ""),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _use(method: str, base: str) -> str:
+    """The lines that open the result without tunesmith. The base is named by where it is, as "acorn" is no name on the hub."""
+    if method == "full":
+        lines = ["from transformers import AutoModelForCausalLM", "", 'model = AutoModelForCausalLM.from_pretrained("model")']
+        return "From this folder `tunesmith chat .`, or with transformers:\n\n" + _fence("\n".join(lines))
+    where = {"acorn": "ACORN"}.get(base, json.dumps(f"the folder of {Path(base).name}" if _is_folder(base) else base))
+    lines = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
+    lines += ["from tunesmith.model.load import ACORN  # the folder of the base, inside the package"] if base == "acorn" else []
+    lines += ["", f"base = AutoModelForCausalLM.from_pretrained({where})", 'model = PeftModel.from_pretrained(base, "adapter")']
+    coded = "\n\nThe adapter was trained on a quantised base; over another storage of the base its answers differ a little." if method == "qlora" else ""
+    return "From this folder `tunesmith chat .`, or with PEFT:\n\n" + _fence("\n".join(lines)) + coded
 
 
 def _is_folder(model: str) -> bool:
@@ -733,7 +638,7 @@ def _unknown(files: Files) -> list[str]:
         lines.insert(0, "quality of the answers: not measured on test rows")
     if not _data_files(files):
         lines.append("checksums of the data files: not recorded")
-    if files.status.get("state") not in (None, "done"):
+    if files.status.get("state") not in (None, "trained", "done"):  # the card is written before the run is called done
         lines.insert(0, f"how it would have ended: the run is {files.status['state']}")
     return lines + [f"left out: {note}" for note in files.left_out]
 

@@ -3,12 +3,15 @@
 folder = RunFolder.create(run, command="tunesmith train sms.yaml")
 folder.log({"step": 1, "loss": 2.3}); folder.set_status(state="done")
 RunFolder.open("runs/sms").metrics()
+with folder.only_process(), folder.named_in_disk_errors(): ...      # a process that trains holds RUN/.lock
 """
 
 import json
 import os
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 from tunesmith import __version__
 from tunesmith.config import Run, load_run, to_yaml, with_absolute_paths
-from tunesmith.errors import BadInput, nearest
+from tunesmith.errors import BadInput, DiskRefused, MachineFailed, nearest
 from tunesmith.files import explain_disk, write_json, write_text
 
 
@@ -33,27 +36,80 @@ class RunFolder:
         path = Path(run.output)
         if path.exists() and not cls(path)._never_began() and (not path.is_dir() or any(path.iterdir())):
             if (path / "config.yaml").is_file():
+                done = cls(path).status().get("state") == "done"
                 raise BadInput(
-                    "this folder already holds a run", where=str(path), fix=f"tunesmith resume {shlex.quote(str(path))}, or another output"
-                )
-            raise BadInput("the output folder is not empty", where=str(path), fix="choose another output")
+                    f"this folder already holds a {'finished ' if done else ''}run", where=str(path),
+                    fix="another output" if done else f"{cls(path).resume_command}, or another output",
+                )  # fmt: skip
+            what = "the output folder is not empty" if path.is_dir() else "the output is a file, and a run is a folder"
+            raise BadInput(what, where=str(path), fix="choose another output")
         with explain_disk(path):
             path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
         (path / "status.json").unlink(missing_ok=True)  # of a run that never began
         write_text(path / "config.yaml", to_yaml(run))
-        resume = f"tunesmith resume {shlex.quote(str(path))}"
-        folder.set_status(state="running", version=__version__, command=command, started=now(), resume_command=resume)
+        folder.set_status(state="running", version=__version__, command=command, started=now(), resume_command=folder.resume_command)
         return folder
 
     def _never_began(self) -> bool:
-        """Whether all that is here are the config and the status of a run that failed before its first step."""
+        """Whether all that is here are the config and the status of a run that ended before its first step."""
         try:
-            return {p.name for p in self.path.iterdir()} - {".lock"} == {"config.yaml", "status.json"} and self.status().get(
-                "state"
-            ) == "failed"
+            names = {p.name for p in self.path.iterdir()} - {".lock"}
+            return names == {"config.yaml", "status.json"} and self.status().get("state") in ("failed", "interrupted")
         except OSError:
             return False
+
+    def state(self) -> str:
+        """running, trained (not measured yet), done, interrupted, failed; or killed: it should be running, and nobody holds its lock."""
+        state = str(self.status().get("state", "not known"))
+        return "killed" if state == "running" and not self._is_held() else state
+
+    def _is_held(self) -> bool:
+        if sys.platform == "win32":
+            return True  # nobody can tell
+        import fcntl
+
+        try:
+            with (self.path / ".lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    @contextmanager
+    def only_process(self) -> Iterator[None]:
+        """Two processes that train the same run would write over each other; the system frees the lock however the first one ends."""
+        if sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        with explain_disk(self.path):
+            lock = (self.path / ".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput("another process is training this run", where=str(self.path), fix="wait for it, or stop it first") from None
+            yield
+
+    @contextmanager
+    def named_in_disk_errors(self) -> Iterator[None]:
+        """Where the disk refuses a file of this run, the error names the command that goes on with it."""
+        try:
+            yield
+        except MachineFailed as error:
+            if isinstance(error, DiskRefused):
+                error.fix = f"{error.remedy}, then {self.resume_command}"
+            elif not error.fix:
+                error.fix = f"see to the disk, then {self.resume_command}"
+            raise
+
+    @property
+    def resume_command(self) -> str:
+        return f"tunesmith resume {shlex.quote(str(self.path))}"
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -134,6 +190,12 @@ class RunFolder:
         """Drop logged lines of steps that a resumed run will take again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def adapter_of(path: str | Path) -> Path:
+    """The adapter folder that a path means: that of a run, or the path itself."""
+    folder = Path(path)
+    return RunFolder(folder).adapter if (folder / "config.yaml").is_file() else folder
 
 
 def now() -> str:

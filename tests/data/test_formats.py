@@ -107,6 +107,36 @@ def test_messages_that_cannot_be_taught_are_bad_rows(refused, messages, problem)
     assert problem in refused("train.jsonl", lines({"messages": messages}))
 
 
+def test_sharegpt_conversations_become_messages_and_that_is_said(read):
+    talk = [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]
+    found = read("train.jsonl", lines(
+        {"conversations": talk}, {"conversations": [{"from": "system", "value": "Be short."}, *talk]}, {"conversations": talk, "system": "Add."},
+        {"conversations": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]},
+    ))  # fmt: skip
+    pair = [("user", "1+1?", False), ("assistant", "2", True)]
+    assert turns(found) == [pair, [("system", "Be short.", False), *pair], [("system", "Add.", False), *pair], pair]
+    assert found.format == "messages" and "ShareGPT: human → user, gpt → assistant" in found.said[0]
+
+
+@pytest.mark.parametrize(
+    ("talk", "problem"),
+    [
+        ([{"from": "observation", "value": "a"}], 'message 1 is from "observation"; known: human, gpt, system'),
+        ([{"from": "gpt", "value": "a"}], "message 1 is by assistant where user should speak"),
+        ([{"from": "human", "value": "a"}, {"from": "gpt"}], "the content of message 2 is null"),
+        (["a"], "message 1 should be"),
+        ([], '"conversations" should be a list of messages, it is an empty list'),
+    ],
+)
+def test_a_sharegpt_row_that_cannot_be_taught_is_a_bad_row(refused, talk, problem):
+    assert problem in refused("train.jsonl", lines({"conversations": talk}))
+
+
+def test_a_role_of_another_tool_is_told_by_its_name_here(refused):
+    row = {"messages": [{"role": "human", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    assert 'the role of message 1 is "human"; write "user"' in refused("train.jsonl", lines(row))
+
+
 def test_parts_of_messages_that_are_not_used_are_said(read):
     messages = [{"role": "user", "content": "a", "name": "Ann"}, {"role": "assistant", "content": "b", "weight": None, "tool_calls": None}]
     assert '"name" of 1 message is not used' in read("train.jsonl", lines({"messages": messages})).said

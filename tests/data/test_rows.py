@@ -1,6 +1,7 @@
 """From files to training rows: nothing leaks, everything left out is counted and said."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,24 @@ def test_a_row_of_many_megabytes_is_treated_before_it_is_tokenised(tmp_path: Pat
     train = rows_file(tmp_path / "a.jsonl", ["free", "call " * 1_000_000])
     with pytest.raises(BadInput, match="far longer than") as caught:
         rows_of(config(train))
-    assert caught.value.where.startswith("a.jsonl:2: more than ")
+    assert caught.value.where.startswith("a.jsonl:2: 5,000,003 characters, so more than ")
     assert rows_of(config(train, on_too_long="drop")).counts["too_long_dropped"] == 1
     with pytest.raises(BadInput, match="the prompt is"):  # truncated, nothing of its answer would be left
         rows_of(config(train, on_too_long="truncate"))
+
+
+def test_rows_that_are_merely_too_long_are_counted_and_the_length_that_would_do_is_said(tmp_path: Path):
+    prompts = ["free", *("lunch " * (100 * n) for n in (1, 2, 3))]  # none could fit: their characters say so before any token
+    train = rows_file(tmp_path / "a.jsonl", prompts)
+    with pytest.raises(BadInput, match=r"4 of 4 examples are longer than training.max_length = 8; the longest has [\d,]+ tokens") as caught:
+        rows_of(config(train), max_length=8)
+    longest = int(re.findall(r"training.max_length: (\d+)", caught.value.fix)[0])
+    assert len(rows_of(config(train), max_length=longest).train) == 4
+
+
+def test_what_a_limit_leaves_out_is_counted(tmp_path: Path):
+    counts = load_parts(config(rows_file(tmp_path / "a.jsonl", [f"lunch {i}" for i in range(50)]), limit=20)).counts
+    assert (counts["left_out_by_limit"], counts["train"]) == (30, 20)
 
 
 def test_a_long_text_is_cut_into_windows_in_which_every_token_is_learned_once(tmp_path: Path):

@@ -6,6 +6,7 @@ tests of signals, limits and exit codes.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -74,6 +75,7 @@ def run_here(*arguments: str | Path, stdin: str = "") -> Said:
 
     out, err = StringIO(), StringIO()
     before = sys.argv, sys.stdin
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.argv, sys.stdin = ["tunesmith", *map(str, arguments)], StringIO(stdin)
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -83,6 +85,8 @@ def run_here(*arguments: str | Path, stdin: str = "") -> Said:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     finally:
         sys.argv, sys.stdin = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return Said(code, out.getvalue(), err.getvalue())
 
 

@@ -33,7 +33,7 @@ def csv_without_header(folder: Path) -> tuple[Path, list[str]]:
     path = folder / "sms.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows((COLOURS[n % 3], f"what colour, is thing {n}?") for n in range(40))
-    return path, ["--no-header"]
+    return path, []
 
 
 def alpaca(folder: Path) -> tuple[Path, list[str]]:
@@ -107,6 +107,16 @@ def test_set_changes_one_key(train: Train):
     assert len(Path("runs/x/metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_without_an_output_the_run_is_named_after_its_config_or_its_data(tiny, colours):
+    Path("mine.yaml").write_text(f"model: {tiny}\ndata: {{train: {colours}}}\ntraining: {{steps: 1, max_length: 128}}\n")
+    said = run_here("train", "mine.yaml")
+    finished(said)
+    assert "output: runs/mine" in said.err and Path("runs/mine/adapter").is_dir()
+    said = run_here("train", "--model", tiny, "--data", colours, "--set", "training.steps=1", "--max-length", "128")
+    finished(said)
+    assert "output: runs/colours" in said.err and Path("runs/colours/adapter").is_dir()
+
+
 def test_keys_of_other_tools_are_converted_and_the_conversion_is_printed(tiny, colours):
     Path("peer.yaml").write_text(
         f"base_model: {tiny}\ntrain_file: {colours}\noutput_dir: runs/peer\nlora_r: 4\nlora_alpha: 16\n"
@@ -133,7 +143,7 @@ def test_train_prints_json_and_nothing_else_on_request(train: Train):
 
 
 def test_full_fine_tuning_leaves_a_model_that_answers(train: Train):
-    finished(train("--method", "full", "--test", "0.25"))
+    finished(train("--method", "full", "--rank", "16", "--test", "0.25"))  # 16: the default, so nothing that full would not read
     assert {path.name for path in Path("runs/x/model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     finished(run_here("generate", "runs/x/model", "--prompt", "what colour is thing 1?", "--max-new-tokens", "3"))
     finished(run_here("generate", "runs/x", "--prompt", "what colour is thing 1?", "--max-new-tokens", "3"))
@@ -217,6 +227,36 @@ def test_chat_switches_between_adapters(tiny, always):
     assert "talking to r" in said.err and "now b answers" in said.err and "/nobody is not known" in said.err
 
 
+@pytest.fixture
+def templated(train: Train) -> Path:
+    """A run whose prompts have a template with one column."""
+    rows = write_jsonl(Path("things.jsonl"), ({"thing": f"thing {n}", "colour": "red"} for n in range(32)))
+    templates = ("--prompt", "what colour is {thing}?\nOne word.", "--completion", "{colour}")
+    finished(train(*templates, "--epochs", "15", "--learning-rate", "0.01", data=rows, output="runs/things"))
+    return Path("runs/things")
+
+
+def test_the_form_of_the_prompts_is_said_and_fill_makes_it(templated):
+    form = '"what colour is {thing}?\\nOne word."'
+    whole, part = "what colour is thing 50?\nOne word.", "thing 50"
+    said = run_here("generate", templated, "--prompt", part)
+    finished(said)
+    assert f"things was trained on prompts of the form {form}; type the whole prompt, or with --fill only {{thing}}" in said.err
+    assert form not in run_here("generate", templated, "--prompt", whole).err, "a prompt of this form needs no advice"
+    filled = json.loads(run_here("generate", templated, "--prompt", part, "--fill", "--json").out)
+    assert filled == {"adapter": "things", "prompt": whole, "answer": "red"}
+    said = run_here("chat", templated, stdin=f"{part}\n/base\n")
+    assert said.err.count(form) == 2, "the base is asked in the same form"
+    said = run_here("chat", templated, "--fill", stdin=f"{part}\n")
+    assert (said.out, form in said.err) == ("red\n", False)
+
+
+def test_fill_needs_a_template_with_one_column(always):
+    for command in (("generate", always["red"], "--prompt", "x", "--fill"), ("chat", always["red"], "--fill")):
+        said = run_here(*command)
+        assert said.code == 2 and "red was trained without a template" in said.err and "--fill" in said.err
+
+
 # --- show, runs, doctor -------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +268,14 @@ def test_show_marks_the_trained_tokens_of_a_row(tiny, colours):
     assert prompt == "<|bos|><|user|>what colour is thing 2?<|end|>", "nothing before the answer is trained"
     assert "".join(re.findall(r"\[([^]]*)\]", answer)) == "green<|end|>" and re.sub(r"\[[^]]*\]", "", answer) == ""
     assert "colours.jsonl:3: " in said.out
+
+
+def test_show_prints_json_for_a_program(tiny, colours):
+    said = run_here("show", colours, "--row", "3", "--model", tiny, "--json")
+    finished(said)
+    [example] = json.loads(said.out)["examples"]
+    assert example["source"] == "colours.jsonl:3" and set(example["tokens"][0]) == {"id", "text", "trained", "control"}
+    assert "".join(token["text"] for token in example["tokens"] if token["trained"]) == "green<|end|>"
 
 
 def test_show_takes_a_config_and_a_run_folder_too(trained):

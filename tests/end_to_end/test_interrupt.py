@@ -7,10 +7,11 @@ import json
 import os
 import shlex
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from shell import LONG, finished, run_here, start, tree, wait_for_lines
+from shell import LONG, SHORT, finished, run_here, start, tree, wait_for_lines
 
 from tunesmith.runs import RunFolder
 from tunesmith.training.checkpoint import newest_valid, problem_of, steps_of
@@ -76,7 +77,9 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_to_the_same_resul
     kept, _ = newest_valid(folder / "checkpoints")
     assert kept is not None and kept.step % 7 == 0 and kept.step >= 14
     [line] = run_here("runs", ".").out.splitlines()
-    assert "killed  running" in line and line.endswith("tunesmith resume killed")
+    assert "killed  killed" in line and line.endswith("tunesmith resume killed")
+    [listed] = json.loads(run_here("runs", ".", "--json").out)
+    assert (listed["state"], listed["resume_command"]) == ("killed", "tunesmith resume killed")
     finished(run_here("resume", folder))
     same_result(folder, uninterrupted)
 
@@ -91,11 +94,51 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tiny, colo
     process.send_signal(signal.SIGTERM)
     os.kill(process.pid, signal.SIGCONT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped at once" in err and "Traceback" not in err
+    assert process.returncode == 130 and "stopped at once; the steps up to" in err and "Traceback" not in err
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     assert "everything is saved" not in err, "it did not wait for the end of the step"
     found = steps_of(folder / "checkpoints")
     assert found and all(problem_of(path) is None for _, path in found)
     finished(run_here("resume", folder))
+
+
+def wait_for_state(folder: Path, state: str) -> None:
+    end = time.monotonic() + 60
+    while not ((folder / "status.json").is_file() and json.loads((folder / "status.json").read_text())["state"] == state):
+        assert time.monotonic() < end, f"{folder} is not {state} after 60 s"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_first_step_says_that_nothing_was_saved(tiny, colours, number):
+    folder = Path("early")
+    process = begin(tiny, colours, folder)
+    wait_for_state(folder, "running")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "nothing was saved yet, so it begins again" in err and "Traceback" not in err
+    assert err.rpartition("fix:   ")[2].strip() == "tunesmith resume early"
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+    assert "early  interrupted" in run_here("runs", ".").out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_measuring_keeps_what_was_trained_and_resume_measures_it(tiny, colours, number):
+    folder = Path("measured")
+    slow = ("--test", "0.5", "--set", "evaluation.batch_size=1", "--set", "evaluation.max_new_tokens=40")
+    process = start("train", "--model", tiny, "--data", colours, "--output", folder, *SHORT, *slow)
+    wait_for_state(folder, "trained")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    assert "training is finished and saved; measuring was stopped" in err
+    assert err.rpartition("fix:   ")[2].strip() == "tunesmith resume measured"
+    before = adapter_bytes(folder)
+    finished(run_here("resume", folder))
+    assert adapter_bytes(folder) == before and RunFolder(folder).evaluation()["rows"] == 24
+    assert (folder / "report.html").is_file()
+    [listed] = json.loads(run_here("runs", ".", "--json").out)
+    assert (listed["state"], listed["resume_command"]) == ("done", None)
 
 
 def test_ctrl_c_leaves_no_file_half_written(interrupted):

@@ -67,7 +67,7 @@ def test_a_system_message_of_the_training_is_part_of_every_later_prompt(tiny):
     data = write_jsonl(Path("rows.jsonl"), map(colour_row, range(16)))
     for method in ("lora", "full"):
         config = settings(tiny, str(data), f"runs/{method}")
-        run = tunesmith.train(config | {"method": method, "data": {"train": str(data), "system": "You name colours."}})
+        run = tunesmith.train(config | {"method": method, "lora": {}, "data": {"train": str(data), "system": "You name colours."}})
         model = tunesmith.load(run.path)
         name = "lora" if method == "lora" else None
         assert [m.content for m in model._messages("what colour?", name)] == ["You name colours.", "what colour?"]
@@ -76,7 +76,9 @@ def test_a_system_message_of_the_training_is_part_of_every_later_prompt(tiny):
 def test_the_folder_of_a_fully_tuned_model_is_opened_as_the_run_is(tiny, colours):
     """Whoever copies model/ elsewhere takes its system message and its check of the tokenizer along."""
     config = settings(tiny, colours, "runs/whole")
-    run = tunesmith.train(config | {"method": "full", "data": {"train": colours, "system": "You name colours.", "template": "plain"}})
+    run = tunesmith.train(
+        config | {"method": "full", "lora": {}, "data": {"train": colours, "system": "You name colours.", "template": "plain"}}
+    )
     model = tunesmith.load(run.model)
     assert model.renderer.mode == "plain"
     assert model._messages("what colour?", None)[0].content == "You name colours."
@@ -91,3 +93,8 @@ def test_importing_tunesmith_does_not_import_torch():
     code = "import sys, tunesmith, tunesmith.cli; print([m for m in ('torch', 'transformers', 'tokenizers', 'plotly') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_model_shows_itself_in_one_line(always):
+    shown = repr(tunesmith.load(always["red"]))
+    assert "\n" not in shown and len(shown) < 300 and "adapters=['red'], default_adapter='red'" in shown

@@ -250,14 +250,25 @@ def test_a_torn_weights_file_is_refused(folder):
     refused(folder, "the weights cannot be loaded")
 
 
-def test_weights_with_nan_are_refused(folder):
-    edit_weights(folder, lambda tensors: tensors["model.norm.weight"].fill_(float("nan")))
-    refused(folder, "answers with NaN or inf")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.self_attn.v_proj.weight", "model.norm.weight"])
+def test_one_weight_that_is_no_number_is_refused_by_its_name(folder, name, value):
+    edit_weights(folder, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
+    with pytest.raises(BadInput, match="a weight of the model is NaN or inf") as caught:
+        load_model(str(folder), "float32")
+    assert name in caught.value.where and str(folder) in caught.value.where
+
+
+def test_a_missing_tensor_is_said_by_us_alone(folder, capfd):
+    edit_weights(folder, lambda tensors: tensors.pop("model.norm.weight"))
+    refused(folder, r"missing: model\.norm\.weight")
+    said = capfd.readouterr()
+    assert "LOAD REPORT" not in said.out + said.err
 
 
 def test_quantised_weights_are_refused(folder):
     edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    refused(folder, "quantised already")
+    refused(folder, "quantised by gptq")
 
 
 def test_an_encoder_is_refused_as_it_sees_the_word_that_it_should_predict(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +12,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.config import Run, to_yaml, validate
-from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.errors import BadInput, Interrupted, MachineFailed
+from tunesmith.loss import Scored
 from tunesmith.runs import RunFolder
-from tunesmith.training.checkpoint import steps_of
-from tunesmith.training.loop import resume, train
+from tunesmith.training.checkpoint import open_valid, save, steps_of
+from tunesmith.training.loop import State, _validate, prepare, resume, train
 
 METHODS = {
     "lora": {"method": "lora", "lora": {"rank": 4}},
     "lora-dropout": {"method": "lora", "lora": {"rank": 4, "dropout": 0.2, "targets": ["q_proj", "down_proj"]}},
     "qlora": {"method": "qlora", "lora": {"rank": 4}, "quantization": {"block_size": 32}},
     "full": {"method": "full", "training": {"learning_rate": 1e-3}},
+    "full-adamw8bit": {"method": "full", "training": {"learning_rate": 1e-3, "optimizer": "adamw8bit"}},
     "full-last-layer": {"method": "full", "full": {"train": 1}, "training": {"learning_rate": 1e-3}},
 }
 
@@ -187,18 +189,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(ti
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tiny_model: Path, tmp_path: Path):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=False)
-    broken = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        broken.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("Z")] = torch.nan  # a token of the validation row alone
-    broken.save_pretrained(tmp_path / "broken")
-    tokenizer.save_pretrained(tmp_path / "broken")
-    (tmp_path / "validation.jsonl").write_text('{"prompt": "Z", "completion": "ham"}\n')
-    data = {"validation": str(tmp_path / "validation.jsonl")}
-    with pytest.raises(MachineFailed, match="validation loss after step 1 is nan"):
-        train(make_run(tmp_path / "broken", tmp_path, method="full", data=data, training={"validate_every": 1}))
-    assert "validation loss" in RunFolder(tmp_path / "run").status()["problem"]
+    run = make_run(tiny_model, tmp_path, method="full")
+    ready, folder = prepare(run, "run"), RunFolder.create(run, "")
+    scored = Scored(ready.tuned.loaded.model)
+    ready.tuned.parameters["model.norm.weight"].data.fill_(torch.nan)
+    with pytest.raises(MachineFailed, match="validation loss after step 5 is nan") as caught:
+        _validate(folder, ready, scored, 5, State(), None)
+    assert "learning_rate" in caught.value.fix
 
 
 def test_a_resumed_run_refuses_changed_data(tiny_model: Path, tmp_path: Path):
@@ -209,13 +206,120 @@ def test_a_resumed_run_refuses_changed_data(tiny_model: Path, tmp_path: Path):
         resume(folder)
 
 
+def stopped_run(model: Path, folder: Path, **changes: Any) -> RunFolder:
+    run = train(make_run(model, folder, method="lora", training={"steps": 2, "validate_every": 2, **changes}))
+    run.set_status(state="interrupted")
+    return run
+
+
+def edit_config(folder: RunFolder, **changes: Any) -> None:
+    """Keys by their dotted names, with a double underscore for the dot."""
+    raw = folder.run().model_dump(mode="json")
+    for path, value in changes.items():
+        section, key = path.split("__")
+        raw[section][key] = value
+    (folder.path / "config.yaml").write_text(to_yaml(Run.model_validate(raw)))
+
+
+def test_a_resumed_run_refuses_a_config_that_would_end_in_other_weights(tiny_model: Path, tmp_path: Path):
+    folder = stopped_run(tiny_model, tmp_path)
+    edit_config(folder, training__learning_rate="auto", lora__rank=8)
+    with pytest.raises(BadInput, match="the config changed since this run began") as caught:
+        resume(folder)
+    assert caught.value.where.split("\n")[1:] == ["lora.rank: 16 → 8", "training.learning_rate: 0.01 → auto"]
+    assert "restore lora.rank: 16, training.learning_rate: 0.01" in caught.value.fix
+    edit_config(folder, training__learning_rate=0.01, lora__rank=16)
+    resume(folder)
+
+
+def test_a_resumed_run_may_change_what_decides_no_weight_and_says_so(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = stopped_run(tiny_model, tmp_path)
+    edit_config(folder, training__keep_checkpoints=1, evaluation__limit=3, training__micro_batch_tokens=200)
+    moved = RunFolder(folder.path.rename(tmp_path / "moved"))
+    resume(moved)
+    said = [line for line in capsys.readouterr().err.splitlines() if "config changed" in line]
+    assert said == [
+        "the config changed, as it may: training.micro_batch_tokens: 100 → 200 (sums are rounded otherwise)",
+        "the config changed, as it may: training.keep_checkpoints: 99 → 1",
+        "the config changed, as it may: evaluation.limit: None → 3",
+    ]
+
+
+def without_settings(folder: RunFolder) -> None:
+    """Its checkpoints as they were before the settings were kept in them."""
+    for step, path in steps_of(folder.checkpoints):
+        found = open_valid(path)
+        assert found is not None
+        files = {name: found.tensors(name) for name in ("adapter_model", "optimizer")}
+        save(folder.checkpoints, step, files, {key: found.state[key] for key in ("state", "steps")}, keep=99, best=None)
+
+
+def test_a_run_whose_checkpoints_hold_no_settings_still_resumes(tiny_model: Path, tmp_path: Path):
+    folder = stopped_run(tiny_model, tmp_path)
+    without_settings(folder)
+    resume(folder)
+    folder.set_status(state="interrupted")
+    without_settings(folder)
+    edit_config(folder, lora__rank=8)
+    with pytest.raises(BadInput, match="other tensors than this run trains"):
+        resume(folder)
+
+
+def test_a_resumed_run_without_a_checkpoint_says_that_it_begins_again(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = stopped_run(tiny_model, tmp_path)
+    before = losses(folder)
+    shutil.rmtree(folder.checkpoints)
+    resume(folder)
+    said = capsys.readouterr().err
+    assert "no usable checkpoint: starting again from step 1; what metrics.jsonl holds of 2 earlier steps is forgotten" in said
+    assert losses(folder) == before
+
+
+def test_a_signal_before_the_first_step_ends_the_run_as_interrupted_with_nothing_saved(tiny_model: Path, tmp_path: Path):
+    def press(text: str) -> None:  # while the run says what it found, long before its first step
+        if "steps of" in text:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.training.loop.say", press)
+        with pytest.raises(Interrupted, match="nothing was saved yet") as caught:
+            train(make_run(tiny_model, tmp_path, method="lora", training={"steps": 2}))
+    folder = RunFolder(tmp_path / "run")
+    assert caught.value.fix == folder.resume_command
+    assert (folder.state(), folder.metrics()) == ("interrupted", [])
+    train(make_run(tiny_model, tmp_path, method="lora", training={"steps": 2}))  # the same command may be given again
+
+
+def test_a_second_signal_ends_the_run_as_interrupted_at_once(tiny_model: Path, tmp_path: Path):
+    pressed = 0
+
+    def press(model: torch.nn.Module, inputs: Any) -> None:  # twice within the third step
+        nonlocal pressed
+        if len(RunFolder(tmp_path / "run").metrics()) == 2 and model.training and isinstance(model, Scored):
+            pressed += 1
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(press)
+    try:
+        with pytest.raises(Interrupted, match="stopped at once; the steps up to 2 are saved"):
+            train(make_run(tiny_model, tmp_path, method="lora"))
+    finally:
+        hook.remove()
+    assert pressed == 1
+    folder = RunFolder(tmp_path / "run")
+    assert folder.state() == "interrupted"
+    assert [step for step, _ in steps_of(folder.checkpoints)] == [1, 2]
+    resume(folder)
+
+
 def test_continuing_from_an_adapter_starts_where_it_ended(tiny_model: Path, tmp_path: Path):
     first = train(
         make_run(tiny_model, tmp_path, "first", method="lora", training={"steps": 6, "validate_every": 6, "schedule": "constant"})
     )
     more = {
         "method": "lora",
-        "lora": {"continue_from": str(first.adapter)},
+        "lora": {"continue_from": str(first.path)},  # a run stands for its adapter
         "training": {"steps": 2, "schedule": "constant", "learning_rate": 1e-9},
     }
     second = train(make_run(tiny_model, tmp_path, "second", **more))

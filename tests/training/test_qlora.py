@@ -27,8 +27,9 @@ def rows_file(folder: Path) -> str:
 
 def run_of(folder: Path, name: str, model: Path, method: str, **more: Any) -> RunFolder:
     raw = {
-        "model": str(model), "output": str(folder / name), "method": method, "data": {"train": rows_file(folder)}, "lora": {"rank": 4},
-        "training": {"epochs": 3, "batch_size": 4, "dtype": "float32", "learning_rate": 5e-3, "max_length": 96}, **more,
+        "model": str(model), "output": str(folder / name), "method": method, "data": {"train": rows_file(folder)},
+        "training": {"epochs": 3, "batch_size": 4, "dtype": "float32", "learning_rate": 5e-3, "max_length": 96},
+        **({"lora": {"rank": 4}} if method != "full" else {}), **more,
     }  # fmt: skip
     return train(validate(raw, "test")[0])
 

@@ -31,6 +31,8 @@ from tunesmith.errors import BadInput, nearest
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("instruction", "response"), ("input", "output"))
 ANSWER_COLUMNS = {"label", "answer", "output", "completion", "response", "target", "category", "class", "intent"}
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}  # {"from", "value"}
+MEANT_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "ai": "assistant"}
 # Parts of a message that the model would have to see and that are not rendered: leaving them out would teach something else.
 NOT_RENDERED = ("tool_calls", "function_call", "audio", "reasoning_content", "reasoning", "thinking")
 
@@ -162,6 +164,23 @@ def _compile(text: str, columns: Sequence[str]) -> Template:
     return Template((*parts, text[end:]))
 
 
+def columns_of(template: str) -> list[str]:
+    """The columns that a template names, each once, as far as they can be told without a file."""
+    names = (match[1].removesuffix(":json") for match in PLACEHOLDER.finditer(template))
+    return list(dict.fromkeys(name for name in names if name.isidentifier()))
+
+
+def filled(template: str, values: dict[str, Any]) -> str:
+    """The template with these columns put in."""
+    return _compile(template, list(values)).fill(values)
+
+
+def looks_filled(template: str, text: str) -> bool:
+    """Whether a text could be the template with its columns put in."""
+    parts = _compile(template, columns_of(template)).parts
+    return re.fullmatch("".join(re.escape(part) if isinstance(part, str) else ".*" for part in parts), text, re.S) is not None
+
+
 def _cell(values: dict[str, Any], column: str, as_json: bool = False) -> str:
     value = values.get(column)
     if value is None:
@@ -208,7 +227,9 @@ def _shape_of(values: dict[str, Any], answers: bool) -> _Shape | None:
     """What a row looks like by its columns; null counts as absent (Parquet has every column in every row)."""
     there = {name for name, value in values.items() if value is not None}
     if "messages" in there:
-        return _Shape("messages")
+        return _Shape("messages", "messages")
+    if isinstance(values.get("conversations"), list):
+        return _Shape("messages", "conversations")
     if {"instruction", "output"} <= there:
         return _Shape("alpaca", "instruction", "output")
     for prompt, completion in PAIRS:
@@ -250,7 +271,7 @@ def _plan(file: File, config: DataConfig, rows: list[Row], answers: bool) -> _Pl
         elif own is not None and own.kind == "messages" and shape.kind != "messages":
             raise _RowError(f"mixed formats: this row is messages, the file is {shape}")
         if shape.kind == "messages":
-            messages = _from_messages(values, answers, unused)
+            messages = _from_messages(values, shape.prompt, answers, unused)
         elif shape.kind == "text":
             messages = _from_text(_cell(values, "text"), trained=answers, raw=raw_text)
         else:
@@ -263,6 +284,9 @@ def _plan(file: File, config: DataConfig, rows: list[Row], answers: bool) -> _Pl
 
     if shape.kind in ("messages", "text"):
         description = shape.kind if answers or raw_text or shape.kind == "messages" else "a prompt in each"
+        if shape.prompt == "conversations":
+            description += ' from "conversations" (ShareGPT: human → user, gpt → assistant)'
+            description += ", system messages from the column" if "system" in columns else ""
     elif shape.kind == "alpaca":
         description = f'alpaca: columns {listed(columns)} → prompt "{{instruction}}\\n\\n{{input}}", completion "{{output}}"'
     else:
@@ -284,7 +308,7 @@ def _file_shape(file: File, config: DataConfig, columns: list[str], rows: list[R
             raise _which_columns(file, config, columns)
         return _Shape("pairs", *wanted[0])
     shape = {
-        "messages": _Shape("messages", "messages"),
+        "messages": _Shape("messages", "conversations" if "conversations" in columns and "messages" not in columns else "messages"),
         "alpaca": _Shape("alpaca", "instruction", "output"),
         "text": _Shape("text", "text"),
     }[config.format]
@@ -296,7 +320,7 @@ def _file_shape(file: File, config: DataConfig, columns: list[str], rows: list[R
             where=f"{file.path}: columns {listed(columns)}",
             fix="leave out data.format, or say which columns to use with data.prompt and data.completion",
         )
-    return _Shape("messages") if shape.kind == "messages" else shape
+    return shape
 
 
 def _text_file_plan(file: File, config: DataConfig, answers: bool) -> _Plan:
@@ -313,9 +337,7 @@ def _text_file_plan(file: File, config: DataConfig, answers: bool) -> _Plan:
         _system(file, config, [], "text")
         description = "raw text" if answers else "a text to continue in each line"
         return _Plan("text", description, lambda values: _from_text(values["text"], trained=answers, raw=True))
-    names = list(
-        dict.fromkeys(name for m in PLACEHOLDER.finditer(config.prompt or "") if (name := m[1].removesuffix(":json")).isidentifier())
-    )
+    names = columns_of(config.prompt or "")
     if config.prompt is not None and len(names) != 1:
         raise BadInput(
             f"data.prompt has {len(names)} columns, and a line of a text file can fill only one",
@@ -349,7 +371,7 @@ def _template_plan(file: File, config: DataConfig, columns: list[str], answers: 
 
     def build(values: dict[str, Any]) -> tuple[Message, ...]:
         own = _shape_of(values, answers)
-        if own is not None and own.kind == "messages" and "messages" not in prompt.columns:
+        if own == _Shape("messages", "messages") and "messages" not in prompt.columns:
             raise _RowError("mixed formats: this row is messages, the file is pairs")
         absent = completion is None or (not answers and any(values.get(column) in (None, "") for column in completion.columns))
         answer = None if completion is None or absent else completion.fill(values)
@@ -444,14 +466,18 @@ def _with_system(messages: tuple[Message, ...], system: Template | None, values:
     return (Message("system", system.fill(values), trained=False), *messages)
 
 
-def _from_messages(values: dict[str, Any], answers: bool, unused: Counter[str]) -> tuple[Message, ...]:
-    """OpenAI's layout: one system message at most, then user and assistant in turn, a trained answer among them."""
+def _from_messages(values: dict[str, Any], column: str, answers: bool, unused: Counter[str]) -> tuple[Message, ...]:
+    """OpenAI's layout, or ShareGPT's: one system message at most, then user and assistant in turn, a trained answer among them."""
     for key in ("tools", "functions"):
         if values.get(key):
             raise _RowError(f'"{key}" are not supported yet')
-    turns = values.get("messages")
+    turns = values.get(column)
     if not isinstance(turns, list) or not turns:
-        raise _RowError(f'"messages" should be a list of messages, it is {"an empty list" if turns == [] else type_name(turns)}')
+        raise _RowError(f'"{column}" should be a list of messages, it is {"an empty list" if turns == [] else type_name(turns)}')
+    if column == "conversations":
+        turns = [_from_sharegpt(turn, number) for number, turn in enumerate(turns, 1)]
+        if isinstance(system := values.get("system"), str) and system.strip() and turns[0].get("role") != "system":
+            turns = [{"role": "system", "content": system}, *turns]
     seen: Counter[str] = Counter()
     messages = [_message(turn, number, seen) for number, turn in enumerate(turns, 1)]
     expected = "user"
@@ -473,6 +499,20 @@ def _from_messages(values: dict[str, Any], answers: bool, unused: Counter[str]) 
     return tuple(messages)
 
 
+def _from_sharegpt(turn: Any, number: int) -> dict[str, Any]:
+    """{"from": "human", "value": …} as {"role": "user", "content": …}."""
+    if not isinstance(turn, dict):
+        raise _RowError(f'message {number} should be {{"from": …, "value": …}}, it is {type_name(turn)}')
+    if "from" not in turn:
+        return turn  # some files have OpenAI's messages under ShareGPT's name
+    speaker = turn["from"]
+    if not isinstance(speaker, str) or speaker not in SHAREGPT:
+        said = f'"{clip(speaker)}"' if isinstance(speaker, str) else type_name(speaker)
+        raise _RowError(f"message {number} is from {said}; known: {', '.join(SHAREGPT)}")
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    return {**rest, "role": SHAREGPT[speaker], "content": turn.get("value")}
+
+
 def _message(turn: Any, number: int, seen: Counter[str]) -> Message:
     if not isinstance(turn, dict):
         raise _RowError(f'message {number} should be {{"role": …, "content": …}}, it is {type_name(turn)}')
@@ -481,7 +521,8 @@ def _message(turn: Any, number: int, seen: Counter[str]) -> Message:
         raise _RowError(f"message {number} has the role {given}, which is not supported yet")
     if not isinstance(given, str) or given not in ROLES:
         said = f'"{clip(given)}"' if isinstance(given, str) else "missing" if "role" not in turn else type_name(given)
-        raise _RowError(f"the role of message {number} is {said}; known: {', '.join(ROLES)}")
+        meant = f'; write "{MEANT_ROLES[given]}"' if isinstance(given, str) and given in MEANT_ROLES else f"; known: {', '.join(ROLES)}"
+        raise _RowError(f"the role of message {number} is {said}{meant}")
     role, weight = ROLES[given], turn.get("weight")
     for key in turn.keys() - {"role", "content", "weight"}:
         if turn[key] in (None, "", [], {}):

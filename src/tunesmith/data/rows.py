@@ -21,7 +21,9 @@ from tunesmith.data.split import drop_duplicates, remove_overlap, split
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
 from tunesmith.files import sha256_of
-from tunesmith.progress import progress
+from tunesmith.progress import counted, progress
+
+GIANT_LENGTHS, GIANT_CHARACTERS = 100, 1_000_000  # times training.max_length; of a row
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def load_parts(config: DataConfig) -> Parts:
     if config.limit is not None and config.limit < len(train):
         n_all = len(train)
         train = split(train, validation=None, test=config.limit / n_all, seed=seed, stratify=config.stratify).test
+        counts["left_out_by_limit"] = n_all - len(train)
         said.append(f"{len(train):,} of {n_all:,} training rows used (data.limit: {config.limit:,})")
     if not train:
         held_by_file = counts["overlap_removed"] > 0
@@ -108,11 +111,15 @@ def load_parts(config: DataConfig) -> Parts:
 def _without_giants(
     conversations: Sequence[Conversation], renderer: Renderer, max_length: int, on_too_long: str
 ) -> tuple[list[Conversation], list[str]]:
-    """Rows that cannot fit whatever their tokens are, treated before they are tokenised; the second value is what was dropped."""
+    """Giant rows are treated before they are tokenised, which would cost gigabytes; the second value is what was dropped.
+
+    Rows that are merely too long are left to `fit`, which counts them and knows the length that would do.
+    """
     kept, dropped = [], []
     for conversation in conversations:
+        n_characters = sum(len(message.content) for message in conversation.messages)
         least = renderer.least_tokens(conversation)
-        if conversation.is_text or least <= max_length:
+        if conversation.is_text or least <= max_length or (least <= GIANT_LENGTHS * max_length and n_characters <= GIANT_CHARACTERS):
             kept.append(conversation)
         elif on_too_long == "drop":
             dropped.append(conversation.source)
@@ -120,9 +127,10 @@ def _without_giants(
             kept.append(renderer.shortened(conversation, max_length))
         else:
             raise BadInput(
-                f"an example is far longer than training.max_length = {max_length}", where=f"{conversation.source}: more than {least:,} tokens",
+                f"an example is far longer than training.max_length = {max_length}",
+                where=f"{conversation.source}: {n_characters:,} characters, so more than {least:,} tokens",
                 fix='look at the row; data.on_too_long: "drop" or "truncate" lets the others train',
-            )  # fmt: skip
+            )
     return kept, dropped
 
 
@@ -161,7 +169,7 @@ def load_rows(parts: Parts, config: DataConfig, max_length: int, renderer: Rende
     counts["trained_tokens_per_epoch"] = sum(int(e.trained[1:].sum()) for e in train)
     counts["tokens_per_epoch"] = sum(len(e) for e in train)
     said.append(
-        f"training on {len(train):,} examples, {counts['tokens_per_epoch']:,} tokens of which {counts['trained_tokens_per_epoch']:,} are learned; "
+        f"training on {counted(len(train), 'example')}, {counts['tokens_per_epoch']:,} tokens of which {counts['trained_tokens_per_epoch']:,} are learned; "
         f"validation {len(validation):,}, test {len(parts.test):,}"
     )
     answers = [c.answer for c in parts.train if c.answer is not None]

@@ -409,9 +409,9 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
     ranks: dict[str, int] = {}
     seen: set[tuple[str, str]] = set()
     problems: list[str] = []
-    other = [target for target in found.config.get("target_parameters") or [] if not any(_matches(path, str(target)) for path in experts)]
-    if other:
-        problems.append(f"target_parameters = {other!r} is not supported: the model has no experts of that name")
+    unknown = [target for target in found.config.get("target_parameters") or [] if not any(_matches(path, str(target)) for path in experts)]
+    if unknown:
+        problems.append(f"target_parameters = {unknown!r} is not supported: the model has no experts of that name")
     for key, shape in found.shapes.items():
         match = _KEY.fullmatch(key)
         if match is None or len(shape) != 2:

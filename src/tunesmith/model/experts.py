@@ -46,10 +46,14 @@ class ExpertStack(nn.Module):
     def hold(self, codes: Sequence[QTensor], sample: Tensor) -> None:
         """Quantised weights, one per expert, instead of the dense ones."""
         self.dense, self.sample = None, sample
-        for q in codes:
-            layer = QuantizedLinear(self.n_outputs, self.n_inputs, None, self.dtype)
+        for layer, q in zip(self.make_room(), codes, strict=True):
             layer.hold(q)
-            self.quantized.append(layer)
+
+    def make_room(self) -> list[QuantizedLinear]:
+        """A layer per expert that holds no weight yet."""
+        layers = [QuantizedLinear(self.n_outputs, self.n_inputs, None, self.dtype) for _ in range(self.n_experts)]
+        self.quantized = nn.ModuleList(layers)
+        return layers
 
     @property
     def file_shape(self) -> tuple[int, int, int]:
@@ -73,11 +77,13 @@ class ExpertStack(nn.Module):
         frozen, name = self.frozen(expert), self.switch.active
         if name is None or name not in self.adapters:
             return frozen.mm(x_MK)
+        return lora_linear(x_MK, frozen, *self.share(name, expert))
+
+    def share(self, name: str, expert: int) -> tuple[Tensor, Tensor, float]:
+        """A [R, K], B [N, R] and scale of one adapter on one expert."""
         adapter: Any = self.adapters[name]
         rank = adapter.a_RK.shape[0] // self.n_experts
-        a_RK = adapter.a_RK[expert * rank : (expert + 1) * rank]
-        b_NR = adapter.b_NR[:, expert :: self.n_experts]
-        return lora_linear(x_MK, frozen, a_RK, b_NR, adapter.scale)
+        return adapter.a_RK[expert * rank : (expert + 1) * rank], adapter.b_NR[:, expert :: self.n_experts], adapter.scale
 
     def add_adapter(self, name: str, rank: int, scale: float, device: torch.device) -> None:
         self.adapters[name] = Adapter(self.n_inputs, self.n_outputs, rank * self.n_experts, scale, 0.0, device)

@@ -85,6 +85,8 @@ class QuantizedLinear(nn.Module):
                 f"a quantised weight of {q.shape} is not one of {(self.n_outputs, self.n_inputs)}", fix="give the model's own file"
             )
         self.scheme, self.layout, self.sample = q.scheme, q.layout, sample
+        for name in [name for name in self._parameters if name.startswith("stored_")]:
+            del self._parameters[name]
         for name, tensor in q.tensors().items():
             setattr(self, f"stored_{name}", nn.Parameter(tensor, requires_grad=False))
         self._held = None
@@ -107,8 +109,11 @@ class QuantizedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Shape, dtype and device of the weight, and NaN in every place: nobody must compute with it."""
-        nan = torch.full((), torch.nan, dtype=self.dtype, device=self.q.codes.device)
-        return nan.expand(self.n_outputs, self.n_inputs)
+        codes = self._parameters.get("stored_codes")
+        nan = torch.full((), torch.nan, dtype=self.dtype, device="meta" if codes is None else codes.device)
+        weight_NK = nan.expand(self.n_outputs, self.n_inputs)
+        weight_NK._is_hf_initialized = True  # type: ignore[attr-defined]  # GPT-2 would draw it anew before its codes are read
+        return weight_NK
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The de-quantised weight [N, K] in the shared buffer: valid until the next layer is used."""

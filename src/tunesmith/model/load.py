@@ -19,8 +19,12 @@ from tunesmith.hardware import pick_device, pick_dtype
 from tunesmith.model.frozen import QuantizedLinear
 from tunesmith.model.quant_files import StoredLayer, fill, method_of, stored_layers
 from tunesmith.quant.scheme import Scheme
+from tunesmith.quant.tensor import Layout
 
 ACORN = Path(__file__).parent / "acorn"
+FETCHED = [
+    "*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.*", "LICENSE*", "LICENCE*", "NOTICE*", "README.md",
+]  # fmt: skip
 A_DECODER = "give a decoder: Llama, Qwen, Gemma, GPT-2 …"
 
 
@@ -73,7 +77,7 @@ def find_model(name: str) -> Path:
     try:
         fetched = snapshot_download(
             name,
-            allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.*"],
+            allow_patterns=FETCHED,
             ignore_patterns=["*.bin", "*.py", "original/*"],
         )
     except Exception as error:  # the hub client has many kinds of failure; all mean the model is not here
@@ -133,17 +137,18 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Scheme | None = None) -> Loaded:
+def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Scheme | None = None, layout: Layout = "rows") -> Loaded:
     """Weights in `dtype` on `device`, evaluation mode, gradients off until the method turns them on.
 
     scheme   quantise the linear layers (not the head) while loading; a folder that holds quantised layers keeps its own
+    layout   "flat": codes as bitsandbytes' files hold them, whatever the length of the rows
     """
     path = find_model(name)
     place = pick_device(device)
     config, stored = _read_config(path)
     if stored and scheme is not None:
         raise BadInput("the base is quantised already", where=str(path), fix="leave the section quantization out: its own codes are used")
-    model = _read_weights(path, config, pick_dtype(dtype, place), scheme, stored)
+    model = _read_weights(path, config, pick_dtype(dtype, place), scheme, layout, stored)
     try:
         model.to(place)
     except torch.OutOfMemoryError:
@@ -191,13 +196,17 @@ def _read_config(path: Path) -> tuple[Any, dict[str, StoredLayer]]:
     return config, stored
 
 
-def _read_weights(path: Path, config: Any, dtype: torch.dtype, scheme: Scheme | None, stored: dict[str, StoredLayer]) -> Any:
+def _read_weights(
+    path: Path, config: Any, dtype: torch.dtype, scheme: Scheme | None, layout: Layout, stored: dict[str, StoredLayer]
+) -> Any:
     """Every weight of the model from its file, and every tensor of the file used by a module that could use it."""
     import transformers
 
     from tunesmith.model.streaming import load_quantized, load_stored
 
     transformers.utils.logging.disable_progress_bar()
+    loud = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # its table of missing tensors: the error below says the same in one line
     # Soft-capped attention exists in transformers' eager path only; SDPA would leave the cap out without a word.
     eager = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     again = "copy or download the model again"
@@ -209,13 +218,15 @@ def _read_weights(path: Path, config: Any, dtype: torch.dtype, scheme: Scheme | 
         if stored:
             model, report = load_stored(path, frozenset(stored), lambda model: fill(model, stored, path), **settings)
         elif scheme is not None:
-            model, report = load_quantized(path, scheme, **settings)
+            model, report = load_quantized(path, scheme, layout, **settings)
         else:
             model, report = transformers.AutoModelForCausalLM.from_pretrained(path, **settings)
     except BadInput:
         raise
     except Exception as error:
         raise BadInput(f"the weights cannot be loaded: {first_line(error)}", where=str(path), fix=again) from None
+    finally:
+        transformers.utils.logging.set_verbosity(loud)
     # A bias that the file has and the model has not would be left out without a word; whole modules more (a vision tower) are no loss.
     holders = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
     unused = [key for key in report.get("unexpected_keys", ()) if key.rpartition(".")[0] in holders]
@@ -244,16 +255,25 @@ def scheme_of(model: Any) -> Scheme | None:
 
 @torch.no_grad()
 def _look_at_answers(model: Any, path: Path) -> None:
-    """A few ids through the model: numbers must come out, and none may depend on an id to its right.
+    """Every weight must be a number; and of a few ids through the model, none may depend on an id to its right.
 
     An encoder such as BERT loads as a "causal" model without a complaint, sees the word that it should predict, and learns to copy it.
     """
+    again = "its weights are broken: copy or download the model again"
+    if (name := _first_broken(model)) is not None:
+        raise BadInput("a weight of the model is NaN or inf", where=f"{path}: {name}", fix=again)
     ids_BT = torch.arange(3, 11, device=model.device)[None] % model.config.get_text_config().vocab_size
     other_BT = ids_BT.clone()
     other_BT[0, -1] = ids_BT[0, 0]
     before, after = (model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (ids_BT, other_BT))
     if not bool(torch.isfinite(before).all()):
-        raise BadInput("the model answers with NaN or inf", where=str(path), fix="its weights are broken: copy or download the model again")
+        raise BadInput("the model answers with NaN or inf", where=str(path), fix=f"training.dtype: float32; or {again}")
     noise = 1e-4 if model.dtype == torch.float32 else 3e-2  # a mixture of experts may round a token otherwise beside other tokens
     if float((before - after).abs().max()) > noise * float(before.abs().max()):
         raise BadInput("this model sees the words to come: it is an encoder, not a decoder", where=str(path), fix=A_DECODER)
+
+
+def _first_broken(model: Any) -> str | None:
+    """The first tensor with a value that is no number. A sum meets each value once and needs no memory; only a strange sum is looked into."""
+    held = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    return next((name for name, t in held.items() if not bool(t.sum().isfinite()) and not bool(t.isfinite().all())), None)

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tunesmith.errors import BadInput
-from tunesmith.files import explain_disk, read_json, write_json
+from tunesmith.files import as_disk_error, explain_disk, make_readable, read_json, write_json
+from tunesmith.model.experts import ExpertStack
 from tunesmith.model.frozen import QuantizedLinear
 from tunesmith.quant.codebook import codebook, dynamic_map
 from tunesmith.quant.scheme import GROUP, Scheme, find_scheme
@@ -91,6 +92,8 @@ def fill(model: nn.Module, layers: Mapping[str, StoredLayer], folder: Path) -> N
             q = _from_file(tensors, (layer.n_outputs, layer.n_inputs), section)
         except BadInput as error:
             raise BadInput(error.what, where=f"{next(iter(stored.tensors.values()))}: {name}", fix=error.fix or AGAIN) from None
+        except KeyError as error:
+            raise BadInput(f"the tensor {error} is missing", where=f"{folder}: {name}", fix=AGAIN) from None
         layer.hold(q)
 
 
@@ -103,8 +106,8 @@ def _from_file(tensors: Mapping[str, Tensor], shape: tuple[int, int], section: M
         scheme = _scheme_of(section)
         named = {("codes" if short == "weight" else short.removeprefix("weight.")): tensor for short, tensor in tensors.items()}
         q = from_tensors(scheme, shape, "rows", named)
-    scales = q.scales.groups if q.scales.groups is not None else q.scales.stored
-    if not bool(torch.isfinite(scales).all()):
+    scales = (q.scales.stored, q.scales.groups, q.scales.offset)
+    if not all(bool(torch.isfinite(part).all()) for part in scales if part is not None):
         raise BadInput("a scale of the quantised weight is NaN or infinite", fix=AGAIN)
     return q
 
@@ -171,6 +174,7 @@ def save_quantized(model: Any, folder: Path, compute: torch.dtype) -> None:
     if len(schemes) != 1:
         raise BadInput("the layers of this model are quantised by several schemes", fix="quantise it again by one")
     [scheme] = schemes
+    mixture = any(isinstance(module, ExpertStack) for module in model.modules())
     state = {
         name: tensor for name, tensor in model.state_dict().items() if not any(name.startswith(f"{layer}.stored_") for layer in layers)
     }
@@ -184,9 +188,14 @@ def save_quantized(model: Any, folder: Path, compute: torch.dtype) -> None:
         model.config.save_pretrained(folder)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
-        save_torch_state_dict(state, folder, safe_serialization=True, metadata={"format": "pt"})
+        try:
+            save_torch_state_dict(state, folder, safe_serialization=True, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise as_disk_error(error) from error
+        for file in folder.glob("*.safetensors"):
+            make_readable(file)
         config = read_json(folder / "config.json")
-        config |= {"quantization_config": describe(scheme, compute), "dtype": str(compute).removeprefix("torch.")}
+        config |= {"quantization_config": describe(scheme, compute, mixture), "dtype": str(compute).removeprefix("torch.")}
         write_json(folder / "config.json", config)
 
 
@@ -228,8 +237,10 @@ def _flat(q: QTensor) -> QTensor:
     return QTensor(q.scheme, q.shape, "flat", q.codes.reshape(1, -1), q.scales, None)
 
 
-def describe(scheme: Scheme, compute: torch.dtype) -> dict[str, Any]:
-    """quantization_config of config.json."""
+def describe(scheme: Scheme, compute: torch.dtype, mixture: bool = False) -> dict[str, Any]:
+    """quantization_config of config.json. mixture: with experts in few bits, which bitsandbytes has not."""
+    if mixture:
+        return {"quant_method": "tunesmith", "scheme": asdict(scheme)}
     if scheme.is_codebook:
         return {
             "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": scheme.name,

@@ -63,11 +63,12 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: nn.Module, **ignored: Any) -> nn.Module:
         layers = linear_layers(model)
         if self.scheme is None:
-            if missing := sorted(self.stored - layers.keys()):
+            stacks = self._stored_experts(model)
+            if missing := sorted(self.stored - layers.keys() - stacks):
                 raise BadInput(
                     f"the file holds quantised layers that the model has not, {missing[0]} first", fix="give the model's own files"
                 )
-            for name in self.stored:  # without a weight of their own, so that the loader asks for none
+            for name in self.stored - stacks:  # without a weight of their own, so that the loader asks for none
                 put_quantized(model, name, layers[name])
             theirs: Any = model  # a bias that the model has not stays unexpected
             unused = {rf"^{re.escape(name)}\.(?!bias$)" for name in self.stored}
@@ -85,6 +86,20 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
         self.chosen = {f"{name}.weight" for name in layers} | experts.keys()
         self.bar = self.working.enter_context(progress("quantising", len(self.chosen), "weight"))
         return model
+
+    def _stored_experts(self, model: nn.Module) -> set[str]:
+        """Room for the experts that the file holds quantised, in place of their dense weights; their layers' paths."""
+        paths = set()
+        for path, (_, _, transposed) in expert_parameters(model).items():
+            weight = model.get_parameter(path)
+            mine = {f"{path}.quantized.{expert}" for expert in range(weight.shape[0])}
+            if mine <= self.stored:
+                e, first, second = weight.shape
+                stack = ExpertStack((e, first, second), transposed, weight.dtype, switch_of(model))
+                stack.make_room()
+                put_stack(model, path, stack)
+                paths |= mine
+        return paths
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **ignored: Any) -> bool:
         return param_name in self.chosen

@@ -9,6 +9,7 @@ differ only in how the caller cuts. Values outside the range saturate: they take
 nearest, ties to even. Source: Jacob et al. 2018 (arXiv 1712.05877), section 2.1.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +33,20 @@ class Levels:
 
 
 def clip_ends(x_GB: Tensor, percentile: float | None) -> Tensor:
-    """Each row with its values limited to the `percentile` of their sizes (99.5, say): an outlier saturates and the others get finer steps."""
+    """Each row with its values limited to the `percentile` of their sizes (98, say): an outlier saturates and the others get finer steps.
+
+    The limit is the size that stands at that place or next above it: of 64 values the second largest at 98, the largest at 99.
+    """
     if percentile is None:
         return x_GB
-    limit_G1 = torch.quantile(x_GB.abs().float(), percentile / 100, dim=1, keepdim=True, interpolation="higher")
-    return x_GB.clamp(-limit_G1, limit_G1)
+    size_GB = x_GB.abs().float()
+    limit_G1 = size_GB.kthvalue(1 + place_of(percentile, x_GB.shape[1]), dim=1, keepdim=True).values  # torch.quantile ends at 2**24 values
+    return torch.where(size_GB.isfinite().all(dim=1, keepdim=True), x_GB.clamp(-limit_G1, limit_G1), x_GB)  # inf is no outlier
+
+
+def place_of(percentile: float, n: int) -> int:
+    """Which of `n` sizes in rising order, counted from 0, is the limit."""
+    return math.ceil(round(percentile / 100 * (n - 1), 6))
 
 
 def symmetric_scale(x_GB: Tensor, levels: Levels) -> Tensor:

@@ -46,14 +46,17 @@ def codebook(name: str) -> Codebook:
 
 
 @cache
-def dynamic_map() -> Tensor:
-    """256 float32 levels in rising order: 0, 1, and ± the midpoints of 2^i equal parts of [0.1, 1], times 10^(i - 6), for i = 0 … 6."""
+def dynamic_map(signed: bool = True) -> Tensor:
+    """256 float32 levels in rising order: 0, 1, and ± the midpoints of 2^i equal parts of [0.1, 1], times 10^(i - 6), for i = 0 … 6.
+
+    Without a sign there are twice as many parts instead.
+    """
     levels = [0.0, 1.0]
     for i in range(7):
-        ends = torch.linspace(0.1, 1.0, (1 << i) + 1, dtype=torch.float32)
+        ends = torch.linspace(0.1, 1.0, (1 << i if signed else 2 << i) + 1, dtype=torch.float32)
         middles = ((ends[:-1] + ends[1:]) / 2.0) * 10.0 ** (i - 6)
         levels += middles.tolist()
-        levels += (-middles).tolist()
+        levels += (-middles).tolist() if signed else []
     return torch.tensor(sorted(levels), dtype=torch.float32)
 
 

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from tunesmith.errors import BadInput, nearest
-from tunesmith.quant.affine import Levels
+from tunesmith.quant.affine import Levels, place_of
 
 NAMES = ("nf4", "fp4", *(f"int{bits}" for bits in range(2, 9)), *(f"affine{bits}" for bits in range(2, 9)))
 DEFAULT_BLOCK = 64
@@ -59,7 +59,8 @@ class Scheme:
 
     def __str__(self) -> str:
         where = "rows" if self.block_size is None else f"blocks of {self.block_size}"
-        return f"{self.name}, {where}" + (", scales in 8 bits" if self.double else "")
+        clipped = f", clipped at {self.clip:g} %" if self.clip is not None else ""
+        return f"{self.name}, {where}{clipped}" + (", scales in 8 bits" if self.double else "")
 
 
 def find_scheme(name: str, block_size: int | None = None, double: bool | None = None, clip: float | None = None) -> Scheme:
@@ -74,9 +75,23 @@ def find_scheme(name: str, block_size: int | None = None, double: bool | None = 
             fix="an even number from 32 to 4096; 64 is usual",
         )
     if clip is not None and not 50 <= clip < 100:
-        raise BadInput(f"{clip} is no percentile to clip at", where="quantization.clip", fix="from 50 to below 100; 99.5 is usual")
+        raise BadInput(f"{clip} is no percentile to clip at", where="quantization.clip", fix="from 50 to below 100; 98 for blocks of 64")
     if clip is not None and name in ("nf4", "fp4"):
         raise BadInput(f"{name} has no clipping: its levels are made for the largest value", where="quantization.clip", fix="leave it out")
-    by_row = bits == 8 and block_size is None
+    block = block_size or (None if bits == 8 else DEFAULT_BLOCK)
+    if clip is not None and block is not None and place_of(clip, block) == block - 1:
+        raise BadInput(
+            f"the {clip:g}th percentile of {block} weights is the largest of them: nothing would be clipped", where="quantization.clip",
+            fix=f"at most {math.floor(1000 * (block - 2) / (block - 1)) / 10:g} for blocks of {block}, or larger blocks",
+        )  # fmt: skip
     doubled = name in ("nf4", "fp4") if double is None else double
-    return Scheme(name, bits, None if by_row else block_size or DEFAULT_BLOCK, doubled, clip)
+    return Scheme(name, bits, block, doubled, clip)
+
+
+def scheme_of_words(text: str) -> Scheme:
+    """The scheme whose `str` this is, as files keep it."""
+    found = re.fullmatch(r"(\w+), (?:rows|blocks of (\d+))(?:, clipped at ([\d.]+) %)?(, scales in 8 bits)?", text)
+    if found is None:
+        raise BadInput(f'"{text}" describes no scheme', fix="as: nf4, blocks of 64, scales in 8 bits")
+    name, block, clip, double = found.groups()
+    return find_scheme(name, int(block) if block else None, double is not None, float(clip) if clip else None)

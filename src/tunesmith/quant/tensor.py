@@ -7,7 +7,7 @@ Blocks lie along a row and end with it (layout "rows": a row can be cut off, sha
 flattened weight (layout "flat": bitsandbytes' files). Where the block divides the row both hold the same codes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -141,40 +141,41 @@ def _quantize_affine(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor 
     scale_NG = torch.empty(n, n_blocks, dtype=torch.float32, device=x.device)
     zero_NG = torch.empty(n, n_blocks, dtype=torch.uint8, device=x.device) if scheme.has_zero_point else None
     codes_NK = torch.empty(n, k, dtype=torch.int8 if scheme.levels.signed else torch.uint8, device=x.device)
-    whole = k // block
-    for columns, groups, size in (
-        (slice(0, whole * block), slice(0, whole), block),
-        (slice(whole * block, k), slice(whole, n_blocks), k % block),
-    ):
-        if groups.start == groups.stop:
-            continue
+    for columns, groups, size in spans(k, scheme.block_size):
         x_GB = x[:, columns].reshape(-1, size)
-        inside_GB = affine.clip_ends(x_GB, scheme.clip)
-        if zero_NG is None:
-            scale_G, zero_G = affine.symmetric_scale(inside_GB, scheme.levels), None
-        else:
-            scale_G, zero_G = affine.minmax_scale(inside_GB, scheme.levels)
+        scale_G, zero_G = affine_scale(x_GB, scheme)
+        if zero_NG is not None and zero_G is not None:
             zero_NG[:, groups] = zero_G.view(n, -1)
         scale_NG[:, groups] = scale_G.view(n, -1)
         codes_NK[:, columns] = affine.quantize(x_GB, scheme.levels, scale_G, zero_G).view(n, -1)
     return pack(codes_NK, scheme), scale_NG.view(-1), None if zero_NG is None else zero_NG.view(-1)
 
 
+def affine_scale(x_GB: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
+    """Scale of each group, and zero point where the scheme has one, after clipping."""
+    inside_GB = affine.clip_ends(x_GB, scheme.clip)
+    return affine.minmax_scale(inside_GB, scheme.levels) if scheme.has_zero_point else (affine.symmetric_scale(inside_GB, scheme.levels), None)
+
+
+def spans(k: int, block_size: int | None) -> Iterator[tuple[slice, slice, int]]:
+    """(columns, blocks, size of a block): the whole blocks of rows of `k` weights, then the ragged ends."""
+    block = block_size or k
+    whole = k // block
+    if whole:
+        yield slice(0, whole * block), slice(0, whole), block
+    if k % block:
+        yield slice(whole * block, k), slice(whole, whole + 1), k % block
+
+
 def _dequantize_affine(q: QTensor, out: Tensor) -> None:
     n, k = out.shape
-    block = q.scheme.block_size or k
     codes_NK = unpack(q.codes, q.scheme, k)
     scale_NG = q.scales.values().view(n, -1)
     zero_NG = None if q.zeros is None else q.zeros.view(n, -1)
-    whole = k // block
-    for columns, groups, size in (
-        (slice(0, whole * block), slice(0, whole), block),
-        (slice(whole * block, k), slice(whole, None), k % block),
-    ):
-        if columns.start < columns.stop:
-            zero_G = None if zero_NG is None else zero_NG[:, groups].reshape(-1)
-            values = affine.dequantize(codes_NK[:, columns].reshape(-1, size), scale_NG[:, groups].reshape(-1), zero_G)
-            out[:, columns] = values.view(n, -1)
+    for columns, groups, size in spans(k, q.scheme.block_size):
+        zero_G = None if zero_NG is None else zero_NG[:, groups].reshape(-1)
+        values = affine.dequantize(codes_NK[:, columns].reshape(-1, size), scale_NG[:, groups].reshape(-1), zero_G)
+        out[:, columns] = values.view(n, -1)
 
 
 def pack(codes_NK: Tensor, scheme: Scheme) -> Tensor:

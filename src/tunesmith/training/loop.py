@@ -7,13 +7,11 @@ After the loop the folder holds adapter/ (or model/): the best checkpoint by val
 """
 
 import math
-import shlex
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,15 +19,15 @@ from typing import Any
 
 import torch
 
-from tunesmith.config import Run
+from tunesmith.config import Run, with_absolute_paths
 from tunesmith.data.batches import StepRows
 from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput, Interrupted, MachineFailed, TunesmithError
-from tunesmith.files import explain_disk, write_json
+from tunesmith.files import write_json
 from tunesmith.hardware import describe_machine, peak_memory_bytes
 from tunesmith.loss import Scored, nll_of
-from tunesmith.progress import clock, progress, say
+from tunesmith.progress import clock, counted, progress, say
 from tunesmith.runs import RunFolder, now
 from tunesmith.training import checkpoint, distributed
 from tunesmith.training.distributed import all_ranks, sum_gradients
@@ -46,6 +44,10 @@ from tunesmith.training.optim import (
 
 DEFAULT_MAX_LENGTH = 512
 EAGER_SCORE_BYTES = 1 << 30  # for rows of 256 tokens, a model of some ten million parameters
+
+# What a resumed run may change in its config: what is measured, kept and shown, and how a step is cut to fit the memory.
+FREE = ("output", "evaluation.", "training.save_every", "training.keep_checkpoints", "training.tensorboard")
+FREE_BUT_FOR_ROUNDING = ("training.micro_batch_size", "training.micro_batch_tokens")
 
 
 @dataclass
@@ -100,7 +102,8 @@ def prepare(run: Run, name: str) -> Ready:
         *tuned.said,
         *_attention_for(tuned, max(len(example) for example in rows.train), run.training.micro_batch_tokens),
         reason,
-        f"{steps:,} steps of {min(run.training.batch_size, len(rows.train))} examples; {steps_per_epoch:,} steps see every example once",
+        f"{counted(steps, 'step')} of {counted(min(run.training.batch_size, len(rows.train)), 'example')}; "
+        f"{counted(steps_per_epoch, 'step')} {'sees' if steps_per_epoch == 1 else 'see'} every example once",
     ]
     return Ready(run, tuned, renderer, rows, plan, said)
 
@@ -140,20 +143,23 @@ def train(run: Run, command: str = "") -> RunFolder:
 
 def resume(folder: RunFolder) -> RunFolder:
     """Continue a run from its newest valid checkpoint; the result is bit-equal to the run that never stopped."""
-    status = folder.status()
-    if status.get("state") == "done":
-        raise BadInput(
-            "this run is done", where=str(folder.path), fix=f"tunesmith eval {folder.path}, or a new run with lora.continue_from"
-        )
     run = folder.run().model_copy(update={"output": str(folder.path)})  # the folder may have been moved
-    return _train(folder, run)
+    if folder.status().get("state") == "done":
+        more = f"model: {folder.model}" if run.method == "full" else f"lora.continue_from: {folder.path}"
+        raise BadInput("this run is done", where=str(folder.path), fix=f"tunesmith eval {folder.path}, or a new run with {more}")
+    return _train(folder, run, again=True)
 
 
-def _train(folder: RunFolder, run: Run) -> RunFolder:
+def _train(folder: RunFolder, run: Run, again: bool = False) -> RunFolder:
     begun = time.monotonic()
     leader = distributed.rank() == 0
     tell = say if leader else lambda text: None
-    with _only_process(folder), _failure_noted(folder):
+    with (
+        folder.only_process() if leader else nullcontext(), _signals() as stop, _end_noted(folder, stop), folder.named_in_disk_errors(),
+    ):  # fmt: skip
+        found, broken = checkpoint.newest_valid(folder.checkpoints)
+        for line in [*broken, *config_changes(folder, run, found)]:
+            tell(line)
         ready = prepare(run, folder.name)
         for line in ready.said:
             tell(line)
@@ -165,44 +171,46 @@ def _train(folder: RunFolder, run: Run) -> RunFolder:
         scored = Scored(ready.tuned.loaded.model, ready.tuned.compute_dtype)
         if scored.why_full_logits:
             tell(f"all logits are computed: {scored.why_full_logits}")
-        first, state = _restore(folder, ready, optimizer, tell)
+        first, state = _restore(folder, ready, optimizer, found, again, tell)
         spent_before = state.seconds
-        with _signals() as stop:
-            _steps(folder, ready, scored, optimizer, first, state, stop, lambda: spent_before + time.monotonic() - begun)
+        stop.patient = True
+        _steps(folder, ready, scored, optimizer, first, state, stop, lambda: spent_before + time.monotonic() - begun)
+        stop.patient = False
         _finish(folder, ready, state, spent_before + time.monotonic() - begun, tell)
+        if all_ranks(float(stop.asked)):  # during the last step: the answer is to measure nothing
+            raise unmeasured(folder)
     return folder
 
 
+def unmeasured(folder: RunFolder) -> Interrupted:
+    """What is said where Ctrl-C comes after the last step; `resume` measures and reports."""
+    return Interrupted("training is finished and saved; measuring was stopped", where=str(folder.path), fix=folder.resume_command)
+
+
 @contextmanager
-def _failure_noted(folder: RunFolder) -> Iterator[None]:
-    """Whatever ends the run stands in its status; an interruption has already said so itself."""
+def _end_noted(folder: RunFolder, stop: "_Stop") -> Iterator[None]:
+    """Whatever ends the run stands in its status; a stop after a step has already said so itself."""
     try:
         yield
     except Interrupted:
         raise
     except BaseException as error:
+        # a library may have made another error of our KeyboardInterrupt
+        at_once = isinstance(error, KeyboardInterrupt) or stop.hurried
+        if at_once:
+            stop.ending = True
+            if folder.status().get("state") == "trained":
+                raise unmeasured(folder) from None
+        problem = error.what if isinstance(error, TunesmithError) else str(error).strip().split("\n")[0] or type(error).__name__
+        ended = {"state": "interrupted", "problem": None} if at_once else {"state": "failed", "problem": problem}
         if distributed.rank() == 0:
-            problem = error.what if isinstance(error, TunesmithError) else str(error).strip().split("\n")[0]
-            folder.set_status(state="failed", problem=problem or type(error).__name__, ended=now())
-        raise
-
-
-@contextmanager
-def _only_process(folder: RunFolder) -> Iterator[None]:
-    """Two processes that train the same run would write over each other; the system frees the lock however the first one ends."""
-    if distributed.rank() != 0 or sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with explain_disk(folder.path):
-        lock = (folder.path / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput("another process is training this run", where=str(folder.path), fix="wait for it, or stop it first") from None
-        yield
+            with suppress(MachineFailed):  # where the disk is full, what is being raised says so
+                folder.set_status(**ended, resume_command=folder.resume_command, ended=now())
+        if not at_once:
+            raise
+        kept = [step for step, _ in checkpoint.steps_of(folder.checkpoints)]
+        what = f"the steps up to {kept[-1]:,} are saved" if kept else "nothing was saved yet, so it begins again"
+        raise Interrupted(f"stopped at once; {what}", where=str(folder.path), fix=folder.resume_command) from None
 
 
 def _steps(
@@ -216,7 +224,6 @@ def _steps(
         ready.rows.train, run.training.batch_size, run.training.seed, run.training.micro_batch_tokens, run.training.micro_batch_size
     )
     board = _tensorboard(folder, run) if leader else None
-    saved_at = first
     with progress("training" if leader else "", plan.steps, "step", done=first) as bar:
         for step in range(first, plan.steps):
             if state.stopped_early:
@@ -262,13 +269,11 @@ def _steps(
             if due or interrupted:
                 state.seconds = seconds()
                 _save(folder, ready, optimizer, taken, state)
-                saved_at = taken
             if interrupted and taken < plan.steps:
-                command = f"tunesmith resume {shlex.quote(str(folder.path))}"
                 if leader:
-                    folder.set_status(state="interrupted", step=saved_at, resume_command=command, ended=now())
+                    folder.set_status(state="interrupted", step=taken, resume_command=folder.resume_command, ended=now())
                 raise Interrupted(
-                    f"stopped after step {taken:,} of {plan.steps:,}; everything is saved", where=str(folder.path), fix=command
+                    f"stopped after step {taken:,} of {plan.steps:,}; everything is saved", where=str(folder.path), fix=folder.resume_command
                 )
     if board is not None:
         board.close()
@@ -343,7 +348,7 @@ def _save(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, tak
             folder.checkpoints,
             taken,
             files,
-            {"state": asdict(state), "steps": ready.plan.steps},
+            {"state": asdict(state), "steps": ready.plan.steps, "settings": settings_of(ready.run)},
             ready.run.training.keep_checkpoints,
             state.best_step,
         )
@@ -351,11 +356,44 @@ def _save(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, tak
     distributed.barrier()
 
 
-def _restore(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, tell: Any) -> tuple[int, State]:
+def settings_of(run: Run) -> dict[str, Any]:
+    """Every key of the config, dotted, with its value: what a checkpoint was made with."""
+    flat: dict[str, Any] = {}
+    for name, value in with_absolute_paths(run).model_dump(mode="json").items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def config_changes(folder: RunFolder, run: Run, found: checkpoint.Checkpoint | None) -> list[str]:
+    """What changed in the config since the checkpoint and may, in words; any other change would end in weights that no config describes.
+
+    Older checkpoints hold no settings; all that is known of them is their optimizer.
+    """
+    before = found.state.get("settings", {"training.optimizer": "adamw"}) if found is not None else {}
+    changed = {key: (before[key], value) for key, value in settings_of(run).items() if key in before and before[key] != value}
+    said = {key: f"{key}: {was} → {value}" for key, (was, value) in changed.items()}
+    refused = [key for key in changed if not key.startswith((*FREE, *FREE_BUT_FOR_ROUNDING))]
+    if refused:
+        raise BadInput(
+            "the config changed since this run began",
+            where="\n".join([str(folder.path / "config.yaml"), *(said[key] for key in refused)]),
+            fix=f"restore {', '.join(f'{key}: {changed[key][0]}' for key in refused)}; or start a new run",
+        )
+    return [
+        f"the config changed, as it may: {words}" + (" (sums are rounded otherwise)" if key in FREE_BUT_FOR_ROUNDING else "")
+        for key, words in said.items()
+        if key != "output"  # the folder was moved
+    ]
+
+
+def _restore(
+    folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, found: checkpoint.Checkpoint | None, again: bool, tell: Any
+) -> tuple[int, State]:  # fmt: skip
     """First step to take and the state to take it in: (0, fresh) for a new run."""
-    found, broken = checkpoint.newest_valid(folder.checkpoints)
-    for sentence in broken:
-        tell(sentence)
+    if again and found is None:
+        n_logged = sum("loss" in row for row in folder.metrics())
+        forgotten = f"; what metrics.jsonl holds of {n_logged:,} earlier steps is forgotten" if n_logged else ""
+        tell(f"no usable checkpoint: starting again from step 1{forgotten}")
     if distributed.rank() == 0:
         folder.forget_after(found.step if found else 0)
     if found is None:
@@ -374,7 +412,7 @@ def _restore(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, 
 @torch.no_grad()
 def _load_weights(tuned: Tuned, found: checkpoint.Checkpoint) -> None:
     tensors = found.tensors(tuned.weights_file)
-    if set(tensors) != set(tuned.parameters):
+    if {name: t.shape for name, t in tensors.items()} != {name: p.shape for name, p in tuned.parameters.items()}:
         raise BadInput(
             "the checkpoint holds other tensors than this run trains", where=str(found.path), fix="restore config.yaml, or start a new run"
         )
@@ -395,8 +433,7 @@ def _facts(ready: Ready) -> dict[str, Any]:
     total = sum(p.numel() for p in ready.tuned.loaded.model.parameters())
     return {
         "steps": ready.plan.steps,
-        "data": {"said": ready.rows.said, "counts": ready.rows.counts, "files": ready.rows.files,
-                 "trained_tokens_per_epoch": ready.rows.counts["trained_tokens_per_epoch"]},
+        "data": {"said": ready.rows.said, "counts": ready.rows.counts, "files": ready.rows.files},
         "arithmetic": ready.tuned.said,
         "learning_rate_reason": ready.said[-2],
         "parameters": {"trained": sum(p.numel() for p in parameters.values()), "total": total},
@@ -420,7 +457,7 @@ def _finish(folder: RunFolder, ready: Ready, state: State, seconds: float, tell:
     if distributed.rank() == 0:
         place = folder.adapter if ready.tuned.adapter is not None else folder.model
         ready.tuned.save(place, serving_facts(ready))
-        folder.set_status(state="trained", step=last, best_step=step, seconds=round(seconds, 1))
+        folder.set_status(state="trained", step=last, best_step=step, seconds=round(seconds, 1), ended=now())
         tell(f"{place} written after {clock(seconds)}")
     distributed.barrier()
 
@@ -439,22 +476,28 @@ def serving_facts(ready: Ready) -> dict[str, Any]:
 
 
 class _Stop:
-    asked = False
+    """asked: a signal came. patient: the steps look for it themselves. hurried: KeyboardInterrupt was raised. ending: no more is heeded."""
+
+    asked = patient = hurried = ending = False
 
 
 @contextmanager
 def _signals() -> Iterator[_Stop]:
-    """Ctrl-C and SIGTERM ask for a stop after the current step; the second one stops at once."""
+    """Ctrl-C and SIGTERM ask for a stop after the current step; the second one, or one where there is no step to end, stops at once."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        if stop.ending:
+            return
+        if stop.asked or not stop.patient:
+            stop.asked = stop.hurried = True
             raise KeyboardInterrupt
         stop.asked = True
-        say("stopping after this step and saving; once more stops at once")
+        with suppress(RuntimeError):  # the signal came in the middle of another line to the same stream
+            say("stopping after this step and saving; once more stops at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

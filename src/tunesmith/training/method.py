@@ -6,8 +6,6 @@ tuned.save(folder / "adapter", facts)
 """
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,12 +18,14 @@ from torch import nn
 from tunesmith import __version__
 from tunesmith.config import QuantizationConfig, Run
 from tunesmith.errors import BadInput
-from tunesmith.files import explain_disk, sync, write_json
+from tunesmith.files import new_folder, write_json
 from tunesmith.hardware import pick_device, pick_dtype
 from tunesmith.model.adapters import adapter_parameters, arithmetic, attach, fingerprint, load_adapter, save_adapter, switch_of
+from tunesmith.model.blocks import fuse
 from tunesmith.model.frozen import QuantizedLinear
 from tunesmith.model.load import Loaded, is_quantised, load_model
 from tunesmith.quant.scheme import find_scheme
+from tunesmith.runs import adapter_of
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,9 @@ class Tuned:
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """Write the files of the tuned model in place of `folder`, whole or not at all."""
-        beside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-        with explain_disk(folder, sum(p.nbytes for p in self.parameters.values())):
-            try:
-                self.write(beside, facts)
-                self.loaded.tokenizer.save_pretrained(beside)
-                for path in beside.iterdir():
-                    sync(path)
-                if folder.exists():
-                    shutil.rmtree(folder)
-                beside.rename(folder)
-                sync(folder.parent)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
+        with new_folder(folder, sum(p.nbytes for p in self.parameters.values())) as beside:
+            self.write(beside, facts)
+            self.loaded.tokenizer.save_pretrained(beside)
 
 
 def build(run: Run, name: str) -> Tuned:
@@ -82,8 +72,6 @@ def load_base(run: Run, dtype: str) -> Loaded:
     """The base that adapters of this run belong on: quantised as the run says if its method is qlora."""
     section = run.quantization
     chosen = section != QuantizationConfig()  # a saved config spells the defaults out
-    if run.method != "qlora" and chosen:
-        raise BadInput(f"method {run.method} has no quantised base", where="quantization", fix="method: qlora")
     if run.method != "qlora" or (is_quantised(run.model) and not chosen):
         return load_model(run.model, dtype)
     return load_model(run.model, dtype, scheme=find_scheme(section.scheme, section.block_size, section.double, section.clip))
@@ -92,7 +80,7 @@ def load_base(run: Run, dtype: str) -> Loaded:
 def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
     model, config = loaded.model, run.lora
     if config.continue_from is not None:
-        found = load_adapter(model, name, Path(config.continue_from), trainable=True)
+        found = load_adapter(model, name, adapter_of(config.continue_from), trainable=True)
         if (found.config["r"], float(found.config["lora_alpha"]), bool(found.config.get("use_rslora"))) != (
             config.rank,
             config.resolved_alpha,
@@ -108,6 +96,7 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
         said = arithmetic(attach(model, name, config, run.training.seed), config.rank)
     said += quantised_words(model)
     switch_of(model).active = name
+    fuse(model)
     parameters = adapter_parameters(model, name)
     # a hub id or acorn by name; a folder by its whole path, so that PEFT finds it from anywhere
     base = str(loaded.path.absolute()) if Path(loaded.name).expanduser().is_dir() else loaded.name

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.config import Run, TrainingConfig
+from tunesmith.training.adamw8bit import AdamW8bit
 
 
 def learning_rate(run: Run, width: int) -> tuple[float, str]:
@@ -56,18 +57,19 @@ def set_lr(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, rate: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), fused; weight decay on matrices only, not on norms and biases."""
+def build_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, rate: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), fused, or with moments in 8 bits; weight decay on matrices only, not on norms and biases."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     others = [p for p in parameters.values() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
-    )
+    groups, betas = [g for g in groups if g["params"]], (config.beta1, config.beta2)
+    if config.optimizer == "adamw8bit":
+        return AdamW8bit(groups, lr=rate, betas=betas, eps=config.epsilon)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=config.epsilon, fused=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Both moments and the step count of every parameter, by name: "NAME.exp_avg"."""
+    """Both moments (or their codes and scales) and the step count of every parameter, by name: "NAME.exp_avg"."""
     return {
         f"{name}.{kind}": value
         for name, parameter in parameters.items()
@@ -77,11 +79,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition(".")
+        states.setdefault(name, {})[kind] = tensor
     for name, parameter in parameters.items():
-        state = {kind: tensors[f"{name}.{kind}"].clone() for kind in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{kind}" in tensors}
-        if state:
+        if name in states:
             # moments live beside their parameter; fused AdamW wants the step count there too
-            optimizer.state[parameter] = {kind: value.to(parameter.device) for kind, value in state.items()}
+            optimizer.state[parameter] = {kind: tensor.clone().to(parameter.device) for kind, tensor in states[name].items()}
 
 
 def clip_grad_norm(parameters: Mapping[str, nn.Parameter], most: float) -> Tensor:

@@ -1,0 +1,97 @@
+"""A quantised model as a folder: quantised while it loads, written, opened again and compared.
+
+    for line in write_quantized("acorn", find_scheme("nf4"), Path("models/acorn-nf4")):
+        print(line)
+
+nf4, fp4 and int8 by rows become bitsandbytes' files, which transformers opens too; every other scheme a form of our own.
+"""
+
+import gc
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.files import must_be_new, new_folder, read_json, write_text
+from tunesmith.model.load import Loaded, is_quantised, load_model
+from tunesmith.model.quant_files import method_of, save_quantized
+from tunesmith.progress import say
+from tunesmith.quant.scheme import Scheme
+from tunesmith.training.method import quantised_words
+
+PAPERS = (
+    "licen[cs]e*",
+    "notice*",
+    "copying*",
+    "use_policy*",
+    "tunesmith.json",
+)  # taken along as they are; tunesmith.json: how prompts are rendered
+N_PROBES, PROBE_TOKENS = 4, 32
+
+
+def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloat16") -> list[str]:
+    """Quantise a model into a new folder, whole or not at all; returns what was done, in words.
+
+    dtype   of embeddings, norms and head
+    """
+    must_be_new(output)
+    if is_quantised(name):
+        raise BadInput("this model is quantised already", where=name, fix="give the model that it was made from")
+    loaded = load_model(name, dtype, scheme=scheme, layout="flat" if scheme.is_codebook else "rows")
+    compute: torch.dtype = loaded.model.dtype
+    said = [line.removeprefix("base in ") for line in quantised_words(loaded.model)]
+    logits, bytes_before = probe_logits(loaded), weights_bytes(loaded.path)
+    say(f"writing {output}")
+    with new_folder(output) as beside:
+        save_quantized(loaded.model, beside, compute)
+        loaded.tokenizer.save_pretrained(beside)
+        copy_papers(loaded.path, beside, f"Quantised by tunesmith from {Path(name).name}: {scheme}.")
+        del loaded  # one model in memory at a time
+        gc.collect()
+        say("opening what was written")
+        difference = float((probe_logits(load_model(str(beside), dtype)) - logits).abs().max())
+        if difference != 0:
+            raise MachineFailed(
+                f"what was written does not answer as what was quantised: logits differ by {difference:.3g}", where=str(output),
+                fix="try again; if it stays so, this is a defect: please report it",
+            )  # fmt: skip
+        bytes_after = weights_bytes(beside)
+        theirs = method_of(read_json(beside / "config.json")) == "bitsandbytes"
+    return [
+        *said,
+        f"weights on disk: {bytes_before / 2**20:,.1f} MiB before, {bytes_after / 2**20:,.1f} MiB after",
+        f"opened again: {N_PROBES * PROBE_TOKENS} probe tokens get the same logits, bit for bit",
+        "opens in tunesmith and in transformers with bitsandbytes"
+        if theirs
+        else "opens in tunesmith only: bitsandbytes has no such scheme, or no experts",
+    ]
+
+
+def weights_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+@torch.no_grad()
+def probe_logits(loaded: Loaded) -> Tensor:
+    """float32 logits on the CPU of a few rows of random ids, the same rows every time."""
+    length = min(PROBE_TOKENS, loaded.context or PROBE_TOKENS)
+    ids_BT = torch.randint(0, loaded.n_ids, (N_PROBES, length), generator=torch.Generator().manual_seed(0))
+    model: Any = loaded.model
+    logits: Tensor = model(input_ids=ids_BT.to(model.device), use_cache=False).logits
+    return logits.float().cpu()
+
+
+def copy_papers(source: Path, folder: Path, note: str) -> None:
+    """Licences as they are; the model card with a note on top, since its figures are those of the model before."""
+    for file in source.iterdir():
+        if file.is_file() and any(fnmatch(file.name.lower(), pattern) for pattern in PAPERS):
+            shutil.copyfile(file, folder / file.name)
+    card = source / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        head, end, body = text.partition("\n---\n") if text.startswith("---\n") else ("", "", text)
+        write_text(folder / card.name, f"{head}{end}\n> {note} What follows is the card of that model.\n\n{body.lstrip()}")

@@ -1,0 +1,85 @@
+"""A quantised model as a folder: what is taken along, what is said, and that nothing is left of a failure."""
+
+import json
+
+import pytest
+import torch
+from tests.end_to_end.shell import tree
+from transformers import LlamaForCausalLM
+
+from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.exports.quantized import write_quantized
+from tunesmith.model.load import load_model
+from tunesmith.quant.scheme import find_scheme
+
+NF4 = find_scheme("nf4")
+
+
+@pytest.fixture
+def source(tiny_model, tmp_path):
+    """A model of its own with a licence and a card."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for file in tiny_model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_the_folder_holds_codes_tokenizer_licence_and_a_card_that_says_what_was_done(source, tmp_path):
+    (source / "LICENSE.txt").write_text("as you like")
+    (source / "NOTICE").write_text("by us")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n\nIt scores 0.9.\n")
+    (source / "tunesmith.json").write_text(json.dumps({"template": "auto"}))
+    (source / "notes.md").write_text("private")
+    output = tmp_path / "models/new/q"
+    said = write_quantized(str(source), NF4, output)
+    names = set(tree(output))
+    assert {"model.safetensors", "config.json", "tokenizer.json", "LICENSE.txt", "NOTICE", "README.md", "tunesmith.json"} <= names
+    assert "notes.md" not in names
+    card = (output / "README.md").read_text()
+    note = "> Quantised by tunesmith from source: nf4, blocks of 64, scales in 8 bits. What follows is the card of that model."
+    assert card == f"---\nlicense: mit\n---\n\n{note}\n\n# Tiny\n\nIt scores 0.9.\n"
+    assert load_model(str(output)).scheme == NF4
+    assert list(output.parent.iterdir()) == [output]  # nothing beside it
+    assert "bits each" in said[0] and "MiB after" in said[1] and "bit for bit" in said[2] and "bitsandbytes" in said[3]
+
+
+@pytest.mark.parametrize(("name", "bits"), [("nf4", "4.1"), ("int8", "8.4"), ("affine3", "4.6")])
+def test_what_is_said_is_what_was_written(tiny_model, tmp_path, name, bits):
+    said = write_quantized(str(tiny_model), find_scheme(name), tmp_path / "q", "float32")
+    assert f"({bits}" in said[0] and "stay float32" in said[0]
+    assert ("only" in said[3]) == (name == "affine3")
+
+
+def test_an_output_that_is_there_is_left_alone(tiny_model, tmp_path):
+    for output in (tmp_path / "folder", tmp_path / "file", tmp_path / "link"):
+        output.mkdir() if output.name == "folder" else output.write_text("mine") if output.name == "file" else output.symlink_to("nowhere")
+        with pytest.raises(BadInput, match="something at the output"):
+            write_quantized(str(tiny_model), NF4, output)
+    assert tree(tmp_path)["file"] == b"mine"
+
+
+def test_a_quantised_model_is_refused(tiny_model, tmp_path):
+    write_quantized(str(tiny_model), NF4, tmp_path / "once")
+    with pytest.raises(BadInput, match="quantised already") as error:
+        write_quantized(str(tmp_path / "once"), NF4, tmp_path / "twice")
+    assert error.value.fix
+    assert not (tmp_path / "twice").exists()
+
+
+def test_weights_that_are_not_finite_leave_nothing_behind(source, tmp_path):
+    model = LlamaForCausalLM.from_pretrained(source)
+    model.model.layers[0].mlp.up_proj.weight.data[3, 7] = torch.nan
+    model.save_pretrained(source)
+    with pytest.raises(BadInput, match="NaN or infinite") as error:
+        write_quantized(str(source), NF4, tmp_path / "q")
+    assert "up_proj" in error.value.where
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_left(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineFailed, match="cannot be written") as error:
+        write_quantized(str(tiny_model), NF4, tmp_path / "file" / "q")
+    assert "file/q" in error.value.where
+    assert tree(tmp_path) == {"file": b""}
