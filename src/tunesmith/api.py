@@ -84,10 +84,19 @@ def _complete(folder: RunFolder) -> RunFolder:
                     write_report(folder.path)
                 # last: a run whose report could not be written is not done, and resume writes it
                 folder.set_status(state="done", problem=None, ended=now(), resume_command=None)
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if not _was_stopped(error):
+                raise
             raise loop.unmeasured(folder) from None
     distributed.barrier()
     return folder
+
+
+def _was_stopped(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error; a library may have made another one of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def evaluate(

@@ -184,13 +184,17 @@ def short(scheme: Scheme) -> str:
 
 
 def place(point: SchemeStudy, others: list[SchemeStudy], heights: dict[str, float]) -> str:
-    """Where a point's name meets no neighbour: on the right if that is free, else on the left, else above."""
-    near = [
-        other.figures.bits_per_weight - point.figures.bits_per_weight
+    """Where a point's name meets no neighbour: on the right if that is free, else on the left, else above; of two that stand together apart."""
+    height = heights[point.name]
+    near = {
+        other.name: other.figures.bits_per_weight - point.figures.bits_per_weight
         for other in others
-        if other.name in heights and 0.7 < heights[other.name] / heights[point.name] < 1.4
-    ]
-    right, left = any(0 < distance < 0.7 for distance in near), any(-0.7 < distance < 0 for distance in near)
+        if other.name in heights and other is not point and 0.7 < heights[other.name] / height < 1.4
+    }
+    for name, distance in near.items():
+        if abs(distance) < 0.02:
+            return "top right" if height > heights[name] else "bottom right"
+    right, left = any(0 < distance < 0.7 for distance in near.values()), any(-0.7 < distance < 0 for distance in near.values())
     return "top center" if right and left else "middle left" if right else "middle right"
 
 

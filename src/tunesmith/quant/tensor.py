@@ -154,7 +154,9 @@ def _quantize_affine(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor 
 def affine_scale(x_GB: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
     """Scale of each group, and zero point where the scheme has one, after clipping."""
     inside_GB = affine.clip_ends(x_GB, scheme.clip)
-    return affine.minmax_scale(inside_GB, scheme.levels) if scheme.has_zero_point else (affine.symmetric_scale(inside_GB, scheme.levels), None)
+    return (
+        affine.minmax_scale(inside_GB, scheme.levels) if scheme.has_zero_point else (affine.symmetric_scale(inside_GB, scheme.levels), None)
+    )
 
 
 def spans(k: int, block_size: int | None) -> Iterator[tuple[slice, slice, int]]:
