@@ -138,7 +138,9 @@ def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.
     training = TrainingConfig(learning_rate=RATE, max_grad_norm=MAX_GRAD_NORM, dtype="bfloat16", seed=SEED)
     lora = LoraConfig(rank=RANK, alpha=ALPHA)
     method = settings.get("method", shape.method)
-    tuned = build(Run(model=str(folder), method=method, output="none", data=DataConfig(train="none"), lora=lora, training=training), "bench")
+    tuned = build(
+        Run(model=str(folder), method=method, output="none", data=DataConfig(train="none"), lora=lora, training=training), "bench"
+    )
     if not (folder / "start.safetensors").exists():
         write_tensors(folder / "start.safetensors", tuned.parameters)
     scored = Scored(tuned.loaded.model, tuned.compute_dtype)

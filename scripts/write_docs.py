@@ -73,7 +73,11 @@ def measured() -> str:
     ]
     for row in jobs["rows"]:
         tuned = next(name for name in row["models"] if name not in ("majority", "base"))
-        metrics = ["f1_spam", "accuracy"] if row["job"].startswith("sms") else ["valid_json", "repeated_keys", "accuracy_intent", "exact_match", "f1_slots"]
+        metrics = (
+            ["f1_spam", "accuracy"]
+            if row["job"].startswith("sms")
+            else ["valid_json", "repeated_keys", "accuracy_intent", "exact_match", "f1_slots"]
+        )
         for n, metric in enumerate(metrics):
             values = [row["models"].get(model, {}).get(metric) for model in ("majority", "base", tuned)]
             shown = ["–" if v is None else f"{v:.3f}" for v in values]

@@ -25,8 +25,16 @@ STATUS = {
     "data": {
         "said": ["sms.tsv: TSV with the columns label, text"],
         "counts": {
-            "read": 5574, "skipped": 0, "duplicates_dropped": 403, "overlap_removed": 0, "left_out_by_limit": 1, "train": 3722, "validation": 414,
-            "test": 1034, "trained_tokens_per_epoch": 7444, "tokens_per_epoch": 99999,
+            "read": 5574,
+            "skipped": 0,
+            "duplicates_dropped": 403,
+            "overlap_removed": 0,
+            "left_out_by_limit": 1,
+            "train": 3722,
+            "validation": 414,
+            "test": 1034,
+            "trained_tokens_per_epoch": 7444,
+            "tokens_per_epoch": 99999,
         },
         "files": {"sms.tsv": "ab" * 32},
     },

@@ -620,7 +620,11 @@ def _use(method: str, base: str) -> str:
     lines = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
     lines += ["from tunesmith.model.load import ACORN  # the folder of the base, inside the package"] if base == "acorn" else []
     lines += ["", f"base = AutoModelForCausalLM.from_pretrained({where})", 'model = PeftModel.from_pretrained(base, "adapter")']
-    coded = "\n\nThe adapter was trained on a quantised base; over another storage of the base its answers differ a little." if method == "qlora" else ""
+    coded = (
+        "\n\nThe adapter was trained on a quantised base; over another storage of the base its answers differ a little."
+        if method == "qlora"
+        else ""
+    )
     return "From this folder `tunesmith chat .`, or with PEFT:\n\n" + _fence("\n".join(lines)) + coded
 
 

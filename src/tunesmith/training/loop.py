@@ -273,7 +273,9 @@ def _steps(
                 if leader:
                     folder.set_status(state="interrupted", step=taken, resume_command=folder.resume_command, ended=now())
                 raise Interrupted(
-                    f"stopped after step {taken:,} of {plan.steps:,}; everything is saved", where=str(folder.path), fix=folder.resume_command
+                    f"stopped after step {taken:,} of {plan.steps:,}; everything is saved",
+                    where=str(folder.path),
+                    fix=folder.resume_command,
                 )
     if board is not None:
         board.close()
