@@ -31,14 +31,16 @@ def jobs(data: Path) -> dict[str, dict[str, Any]]:
     snips = {**SNIPS, "train": str(data / "snips_slots/train.jsonl"), "test": str(data / "snips_slots/validate.jsonl")}
     found: dict[str, dict[str, Any]] = {
         "sms-lora": {"method": "lora", "data": sms, "training": {"epochs": 3, "max_length": 512}},
+        "sms-qlora": {"method": "qlora", "data": sms, "training": {"epochs": 3, "max_length": 512}},
         "sms-full": {"method": "full", "data": sms, "training": {"epochs": 3, "max_length": 512}},
     }
     for n in (100, 200, 400):
         found[f"sms-lora-{n}"] = {"method": "lora", "data": {**sms, "limit": n}, "training": {"epochs": 8, "max_length": 512}}
-    found["snips-lora"] = {
-        "method": "lora", "lora": {"rank": 32}, "data": snips,
-        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 2.5e-3, "max_length": 256},
-    }  # fmt: skip
+    for method in ("lora", "qlora"):
+        found[f"snips-{method}"] = {
+            "method": method, "lora": {"rank": 32}, "data": snips,
+            "training": {"epochs": 2, "batch_size": 16, "learning_rate": 2.5e-3, "max_length": 256},
+        }  # fmt: skip
     found["snips-full"] = {
         "method": "full", "data": snips, "training": {"epochs": 4, "batch_size": 16, "learning_rate": 6e-4, "max_length": 256},
     }  # fmt: skip
