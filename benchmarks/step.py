@@ -6,7 +6,7 @@
 
 The model has the shape of a 135M Llama (width 576, 30 layers, 9 heads over 3, 49,152 words, tied) and seeded random weights, with
 logits spread so that the loss is far from ln V: a lost norm or scale would show. Every linear layer gets LoRA of rank 16; a step
-takes 4 x 512 tokens, all trained, in bfloat16 with float32 adapters, AdamW and clipping, no gradient checkpointing. Both sides read
+takes 4 x 512 tokens, all trained, in bfloat16 with float32 adapters, AdamW and clipping. Both sides read
 the same files, start from the same A (B is zero), see the same tokens, and are compared in loss and gradient norm at every step. For
 QLoRA the base is NF4 in blocks of 64 with double quantisation on both sides.
 
@@ -15,7 +15,7 @@ Opponents
     hf-peft-tuned   the same with what a careful user could add: our allocator settings, and the fastest of a few thread counts
                     with and without autocast (tried in a process of its own before)
     hf-bnb          transformers + PEFT + bitsandbytes as PEFT's guide has it: prepare_model_for_kbit_training, with its
-                    gradient checkpointing and its float32 norms and embeddings
+                    gradient checkpointing and its float32 norms and embeddings; ours with gradient checkpointing too
     hf-bnb-tuned    the same without that preparation, with our allocator settings and the fastest threads and autocast
     own-lora        our own LoRA step over the bfloat16 base: what four bits cost in time (the losses differ, as the weights do)
 """
@@ -135,7 +135,13 @@ def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.
     from tunesmith.training.method import build
     from tunesmith.training.optim import build_optimizer, clip_grad_norm
 
-    training = TrainingConfig(learning_rate=RATE, max_grad_norm=MAX_GRAD_NORM, dtype="bfloat16", seed=SEED)
+    training = TrainingConfig(
+        learning_rate=RATE,
+        max_grad_norm=MAX_GRAD_NORM,
+        dtype="bfloat16",
+        seed=SEED,
+        gradient_checkpointing=settings.get("checkpointing", False),
+    )
     lora = LoraConfig(rank=RANK, alpha=ALPHA)
     method = settings.get("method", shape.method)
     tuned = build(
@@ -254,7 +260,7 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
     """One row of results; ends the program at the first step where the two sides differ by more than noise."""
     print(f"{shape.workload} against {opponent}: {n_steps} steps each, in turns")
     pairs: list[dict[str, harness.Reply]] = []
-    with start("ours", folder, shape, {}) as our_side:  # first: it writes the A that both start from
+    with start("ours", folder, shape, {"checkpointing": opponent == "hf-bnb"}) as our_side:  # first: it writes the A that both start from
         settings = tuned_settings(folder, shape) if opponent.endswith("-tuned") else {"prepared": True} if opponent == "hf-bnb" else {}
         settings |= {"method": "lora"} if opponent == "own-lora" else {}
         with start("ours" if opponent == "own-lora" else "theirs", folder, shape, settings) as their_side:

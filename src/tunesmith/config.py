@@ -112,6 +112,9 @@ class TrainingConfig(Section):
     batch_size: int = Field(16, ge=1, description="examples per optimizer step, however they are cut into micro-batches or over processes")
     micro_batch_size: int | None = Field(None, ge=1, description="examples computed at once; by default as many as fit micro_batch_tokens")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens, padding included, computed at once; memory grows with it")
+    gradient_checkpointing: bool = Field(
+        False, description="compute each layer's activations again in the backward pass: far less memory, about a third more time"
+    )
     learning_rate: float | Literal["auto"] = Field(
         "auto", description="auto: a rule whose reason is printed (LoRA about 10 x full fine-tuning)"
     )

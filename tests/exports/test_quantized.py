@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from tests.conftest import save_tiny_model
 from tests.end_to_end.shell import tree
 from transformers import LlamaForCausalLM
 
+from tunesmith.config import LoraConfig
 from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.exports.quantized import write_quantized
+from tunesmith.model.adapters import adapter_parameters, attach, load_adapter, save_adapter
 from tunesmith.model.load import load_model
 from tunesmith.quant.scheme import find_scheme
 
@@ -83,3 +86,18 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_left(tiny_mod
         write_quantized(str(tiny_model), NF4, tmp_path / "file" / "q")
     assert "file/q" in error.value.where
     assert tree(tmp_path) == {"file": b""}
+
+
+def test_an_adapter_of_the_dense_base_fits_the_folder_of_its_codes(tiny_model, tmp_path):
+    model = load_model(str(tiny_model), "float32").model
+    attach(model, "x", LoraConfig(rank=4), seed=0)
+    for parameter in adapter_parameters(model, "x").values():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    save_adapter(model, "x", tmp_path / "adapter", {}, str(tiny_model), LoraConfig(rank=4))
+    write_quantized(str(tiny_model), find_scheme("nf4", 32), tmp_path / "codes", "float32")
+    opened = load_model(str(tmp_path / "codes"), "float32").model
+    load_adapter(opened, "x", tmp_path / "adapter")
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    write_quantized(str(other), find_scheme("nf4", 32), tmp_path / "other-codes", "float32")
+    with pytest.raises(BadInput, match="whose weights are not these"):
+        load_adapter(load_model(str(tmp_path / "other-codes"), "float32").model, "x", tmp_path / "adapter")

@@ -368,3 +368,12 @@ def test_both_ways_of_attention_on_a_cpu_take_the_same_steps(tiny_model: Path, t
     flash = train(make_run(tiny_model, tmp_path, "flash", **METHODS["lora"], training={"steps": 4}))
     for a, b in zip(losses(kept), losses(flash), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "lora-dropout", "qlora", "full"])
+def test_computing_activations_again_changes_no_number(tiny_model: Path, tmp_path: Path, method: str):
+    kept = train(make_run(tiny_model, tmp_path, "kept", **METHODS[method]))
+    settings = METHODS[method] | {"training": {**METHODS[method].get("training", {}), "gradient_checkpointing": True}}
+    again = train(make_run(tiny_model, tmp_path, "again", **settings))
+    assert losses(again) == losses(kept)
+    assert all(torch.equal(tensor, weights(kept)[name]) for name, tensor in weights(again).items())

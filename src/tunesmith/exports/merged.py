@@ -25,7 +25,7 @@ from tunesmith import __version__
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.exports.parity import Parity, compare, keep_logits
-from tunesmith.exports.quantized import copy_papers
+from tunesmith.exports.quantized import copy_papers, keep_facts
 from tunesmith.files import as_disk_error, explain_disk, make_readable, must_be_new, new_folder, write_json
 from tunesmith.hardware import free_disk_bytes
 from tunesmith.model.adapters import adapted_layers, fingerprint, using
@@ -178,6 +178,7 @@ def _quantize(dense: Path, folder: Path, scheme: Scheme, dtype: torch.dtype) -> 
     loaded = load_model(str(dense), _name(dtype), scheme=scheme, layout="flat" if scheme.is_codebook else "rows")
     save_quantized(loaded.model, folder, dtype)
     loaded.tokenizer.save_pretrained(folder)
+    keep_facts(loaded, folder)
     copy_papers(dense, folder, f"Quantised again: {scheme}.")
 
 

@@ -15,21 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith import __version__
 from tunesmith.errors import BadInput, MachineFailed
-from tunesmith.files import must_be_new, new_folder, read_json, write_text
+from tunesmith.files import must_be_new, new_folder, read_json, write_json, write_text
+from tunesmith.model.adapters import fingerprint
 from tunesmith.model.load import Loaded, is_quantised, load_model
 from tunesmith.model.quant_files import method_of, save_quantized
 from tunesmith.progress import say
 from tunesmith.quant.scheme import Scheme
 from tunesmith.training.method import quantised_words
 
-PAPERS = (
-    "licen[cs]e*",
-    "notice*",
-    "copying*",
-    "use_policy*",
-    "tunesmith.json",
-)  # taken along as they are; tunesmith.json: how prompts are rendered
+PAPERS = ("licen[cs]e*", "notice*", "copying*", "use_policy*")  # taken along as they are
 N_PROBES, PROBE_TOKENS = 4, 32
 
 
@@ -49,6 +45,7 @@ def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloa
     with new_folder(output) as beside:
         save_quantized(loaded.model, beside, compute)
         loaded.tokenizer.save_pretrained(beside)
+        keep_facts(loaded, beside)
         copy_papers(loaded.path, beside, f"Quantised by tunesmith from {Path(name).name}: {scheme}.")
         del loaded  # one model in memory at a time
         gc.collect()
@@ -69,6 +66,13 @@ def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloa
         if theirs
         else "opens in tunesmith only: bitsandbytes has no such scheme, or no experts",
     ]
+
+
+def keep_facts(loaded: Loaded, folder: Path) -> None:
+    """tunesmith.json of the model before (how prompts are rendered), and its fingerprint: adapters of the dense base fit its codes too."""
+    place = loaded.path / "tunesmith.json"
+    facts = read_json(place) if place.is_file() else {}
+    write_json(folder / "tunesmith.json", {"version": __version__, **facts, "dense_fingerprint": fingerprint(loaded.model)})
 
 
 def weights_bytes(folder: Path) -> int:

@@ -248,8 +248,11 @@ def arithmetic(layers: list[Layer], rank: int) -> list[str]:
 def fingerprint(model: nn.Module) -> str:
     """Names, shapes and a sample of every base weight: equal for the same base, other for a base that only looks alike.
 
-    A base that was quantised while it was loaded has the fingerprint of its dense weights: an adapter fits both.
+    A base that was quantised, while it was loaded or into a folder, has the fingerprint of its dense weights: an adapter fits both.
     """
+    recorded = getattr(model, "_tunesmith_fingerprint", None)
+    if isinstance(recorded, str):
+        return recorded
     digest = blake2b(digest_size=16)
     samples: dict[str, tuple[tuple[int, ...], Tensor]] = {
         name: (tuple(p.shape), sample_of(p)) for name, p in _base_parameters(model).items()

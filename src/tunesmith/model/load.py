@@ -160,6 +160,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Sch
     model.eval()
     model.requires_grad_(False)
     _look_at_answers(model, path)
+    if stored and (path / "tunesmith.json").is_file():
+        model._tunesmith_fingerprint = read_json(path / "tunesmith.json").get("dense_fingerprint")  # the codes no longer tell
     return Loaded(model, load_tokenizer(path), name, path, scheme_of(model))
 
 

@@ -46,7 +46,14 @@ DEFAULT_MAX_LENGTH = 512
 EAGER_SCORE_BYTES = 1 << 30  # for rows of 256 tokens, a model of some ten million parameters
 
 # What a resumed run may change in its config: what is measured, kept and shown, and how a step is cut to fit the memory.
-FREE = ("output", "evaluation.", "training.save_every", "training.keep_checkpoints", "training.tensorboard")
+FREE = (
+    "output",
+    "evaluation.",
+    "training.gradient_checkpointing",
+    "training.save_every",
+    "training.keep_checkpoints",
+    "training.tensorboard",
+)
 FREE_BUT_FOR_ROUNDING = ("training.micro_batch_size", "training.micro_batch_tokens")
 
 
@@ -100,7 +107,7 @@ def prepare(run: Run, name: str) -> Ready:
     said = [
         *rows.said,
         *tuned.said,
-        *_attention_for(tuned, max(len(example) for example in rows.train), run.training.micro_batch_tokens),
+        *_attention_for(tuned, max(len(example) for example in rows.train), run),
         reason,
         f"{counted(steps, 'step')} of {counted(min(run.training.batch_size, len(rows.train)), 'example')}; "
         f"{counted(steps_per_epoch, 'step')} {'sees' if steps_per_epoch == 1 else 'see'} every example once",
@@ -108,7 +115,7 @@ def prepare(run: Run, name: str) -> Ready:
     return Ready(run, tuned, renderer, rows, plan, said)
 
 
-def _attention_for(tuned: Tuned, longest: int, micro_batch_tokens: int) -> list[str]:
+def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
     """On a CPU short rows go through transformers' eager attention: flash attention's backward pass is several times slower there.
 
     Eager attention keeps its scores for the backward pass, so only where all of them are small; the same mathematics either way.
@@ -116,7 +123,8 @@ def _attention_for(tuned: Tuned, longest: int, micro_batch_tokens: int) -> list[
     model, config = tuned.loaded.model, tuned.loaded.model.config.get_text_config()
     if model.device.type != "cpu" or config._attn_implementation != "sdpa":
         return []
-    score_bytes = micro_batch_tokens * longest * config.num_attention_heads * config.num_hidden_layers * 8  # float32, bf16, bf16
+    n_kept = 1 if run.training.gradient_checkpointing else config.num_hidden_layers
+    score_bytes = run.training.micro_batch_tokens * longest * config.num_attention_heads * n_kept * 8  # float32, bf16, bf16
     if score_bytes > EAGER_SCORE_BYTES:
         return []
     model.set_attn_implementation("eager")

@@ -64,8 +64,20 @@ def build(run: Run, name: str) -> Tuned:
                 f"the base is quantised ({loaded.scheme}), and codes cannot be trained", where=f"model: {run.model}",
                 fix="method: qlora, or the model that it was made from",
             )  # fmt: skip
-        return _full(run, loaded, compute)
-    return _lora(run, load_base(run, str(compute).removeprefix("torch.")), compute, name)
+        tuned = _full(run, loaded, compute)
+    else:
+        tuned = _lora(run, load_base(run, str(compute).removeprefix("torch.")), compute, name)
+    if run.training.gradient_checkpointing:
+        _recompute_activations(tuned.loaded.model)
+    return tuned
+
+
+def _recompute_activations(model: Any) -> None:
+    """Keep the input of each layer only, and run it once more in the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
+    if not model.supports_gradient_checkpointing:
+        raise BadInput("this model cannot compute its activations again", where="training.gradient_checkpointing", fix="leave it out")
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # before transformers 5.23
+    enable({"use_reentrant": False})  # the older form gives frozen layers' inputs no gradient (FAILURES 23)
 
 
 def load_base(run: Run, dtype: str) -> Loaded:
