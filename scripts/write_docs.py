@@ -100,9 +100,24 @@ def measured() -> str:
     return "\n".join(lines)
 
 
+def kernels() -> str:
+    """docs/quantization.md's table of the 4-bit kernels beside bitsandbytes'."""
+    found = results("dequantize.json")
+    lines = ["| work | opponent | ours | theirs | ratio (median, range) | share of a copy's speed |", "|---|---|---:|---:|---:|---:|"]
+    for row in found["rows"]:
+        share = f"{row['copy_share']:.0%}" if row.get("copy_share") else ""
+        ratio = f"**{row['ratio']:.2f}×** ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        ours, theirs = f"{row['ours_seconds'] * 1e3:.2f} ms", f"{row['theirs_seconds'] * 1e3:.2f} ms"
+        lines.append(f"| {row['workload']} | {row['opponent']} | {ours} | {theirs} | {ratio} | {share} |")
+    return "\n".join(lines)
+
+
+def between(text: str, name: str, new: str) -> str:
+    """The text with what stands between <!-- name: … --> and <!-- /name --> made anew."""
+    return re.sub(rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{new}\n{m[2]}", text, flags=re.S)
+
+
 if __name__ == "__main__":
     (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    text = re.sub(r"(<!-- measured:.*?-->\n).*?(<!-- /measured -->)", lambda m: f"{m[1]}{measured()}\n{m[2]}", text, flags=re.S)
-    readme.write_text(text, encoding="utf-8")
+    for page, name, new in ((ROOT / "README.md", "measured", measured()), (DOCS / "quantization.md", "kernels", kernels())):
+        page.write_text(between(page.read_text(encoding="utf-8"), name, new), encoding="utf-8")
