@@ -303,3 +303,13 @@ def test_a_missing_config_names_the_nearest(tmp_path: Path):
     with pytest.raises(BadInput) as caught:
         load_run(tmp_path / "spma.yaml")
     assert "spam.yaml" in caught.value.fix
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_quantisation_is_refused_without_qlora_even_where_it_is_the_default(method: str):
+    raw = {"model": "acorn", "method": method, "data": {"train": "rows.jsonl"}, "quantization": {"scheme": "nf4"}}
+    with pytest.raises(BadInput, match=f"method {method} does not read quantization.scheme") as caught:
+        validate(raw, "run.yaml")
+    assert caught.value.fix.startswith("method: qlora")
+    saved = yaml.safe_load(to_yaml(validate({**raw, "quantization": {}}, "run.yaml")[0]))
+    assert validate(saved, "config.yaml")[0].method == method, "a saved run spells its defaults out"

@@ -479,6 +479,14 @@ def validate(
         path = problem.what.split('"')[1]
         raise BadInput(problem.what, where=_set_by(path, overrides, spelled) or where, fix=problem.fix) from None
     must_be_read(run, where, lambda path: _set_by(path, overrides, spelled))
+    given = set(converted.get("quantization") or ())
+    if run.method != "qlora" and given and given != set(QuantizationConfig.model_fields):  # a saved run spells out all of them
+        key = f"quantization.{sorted(given)[0]}"
+        raise BadInput(
+            f"method {run.method} does not read {key}",
+            where=_set_by(key, overrides, spelled) or where,
+            fix="method: qlora, or leave it out",
+        )
     return run, [*said, f"output: {run.output}"] if unnamed else said
 
 

@@ -101,3 +101,14 @@ def test_an_adapter_of_the_dense_base_fits_the_folder_of_its_codes(tiny_model, t
     write_quantized(str(other), find_scheme("nf4", 32), tmp_path / "other-codes", "float32")
     with pytest.raises(BadInput, match="whose weights are not these"):
         load_adapter(load_model(str(tmp_path / "other-codes"), "float32").model, "x", tmp_path / "adapter")
+
+
+def test_blocks_that_bitsandbytes_has_not_become_files_of_our_own(tiny_model, tmp_path):
+    said = write_quantized(str(tiny_model), find_scheme("nf4", 48), tmp_path / "48", "float32")
+    assert said[-1] == "opens in tunesmith only: bitsandbytes has no such scheme, or no experts"
+    assert json.loads((tmp_path / "48/config.json").read_text())["quantization_config"]["quant_method"] == "tunesmith"
+
+
+def test_rows_that_do_not_divide_into_blocks_are_said_to_be_read_wrongly_elsewhere(tiny_model, tmp_path):
+    said = write_quantized(str(tiny_model), find_scheme("nf4", 64), tmp_path / "64", "float32")
+    assert "AVX-512 code reads rows of 96 in blocks of 64 wrongly" in said[-1]

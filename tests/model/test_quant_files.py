@@ -277,6 +277,11 @@ DAMAGE = {
     "fewer bits": ("affine3", change_scheme(bits=2), "scheme that is none"),
     "an unknown key": ("affine3", change_scheme(speed=3), "does not describe the scheme"),
     "zero points missing": ("affine3", change_tensor("weight.zeros", lambda t: None), '"zeros" should be'),
+    "second scales missing": ("nf4", change_tensor("weight.nested_absmax", lambda t: None), "nested_absmax is missing"),
+    "8 bits, scales of another kind": ("int8", change_tensor("SCB", lambda t: (t * 1000).int()), "SCB should hold real numbers"),
+    "impossible zero points": ("affine3", change_tensor("weight.zeros", lambda t: t * 0 + 200), "none of affine3"),
+    "impossible codes": ("affine3", change_tensor("weight", lambda t: t * 0 + 255), "none of affine3"),
+    "scales below zero": ("int8", change_tensor("SCB", lambda t: -t), "none of int8"),
     "zero points of another kind": ("affine3", change_tensor("weight.zeros", lambda t: t.float()), '"zeros" should be'),
 }
 

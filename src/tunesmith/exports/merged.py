@@ -175,7 +175,7 @@ def _save(loaded: Loaded, folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _quantize(dense: Path, folder: Path, scheme: Scheme, dtype: torch.dtype) -> None:
-    loaded = load_model(str(dense), _name(dtype), scheme=scheme, layout="flat" if scheme.is_codebook else "rows")
+    loaded = load_model(str(dense), _name(dtype), scheme=scheme, layout="flat" if scheme.is_codebook and scheme.in_bitsandbytes else "rows")
     save_quantized(loaded.model, folder, dtype)
     loaded.tokenizer.save_pretrained(folder)
     keep_facts(loaded, folder)

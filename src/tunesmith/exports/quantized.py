@@ -19,6 +19,7 @@ from tunesmith import __version__
 from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.files import must_be_new, new_folder, read_json, write_json, write_text
 from tunesmith.model.adapters import fingerprint
+from tunesmith.model.frozen import QuantizedLinear
 from tunesmith.model.load import Loaded, is_quantised, load_model
 from tunesmith.model.quant_files import method_of, save_quantized
 from tunesmith.progress import say
@@ -37,8 +38,9 @@ def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloa
     must_be_new(output)
     if is_quantised(name):
         raise BadInput("this model is quantised already", where=name, fix="give the model that it was made from")
-    loaded = load_model(name, dtype, scheme=scheme, layout="flat" if scheme.is_codebook else "rows")
+    loaded = load_model(name, dtype, scheme=scheme, layout="flat" if scheme.is_codebook and scheme.in_bitsandbytes else "rows")
     compute: torch.dtype = loaded.model.dtype
+    ragged = _ragged(loaded.model, scheme)
     said = [line.removeprefix("base in ") for line in quantised_words(loaded.model)]
     logits, bytes_before = probe_logits(loaded), weights_bytes(loaded.path)
     say(f"writing {output}")
@@ -62,10 +64,21 @@ def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloa
         *said,
         f"weights on disk: {bytes_before / 2**20:,.1f} MiB before, {bytes_after / 2**20:,.1f} MiB after",
         f"opened again: {N_PROBES * PROBE_TOKENS} probe tokens get the same logits, bit for bit",
-        "opens in tunesmith and in transformers with bitsandbytes"
+        "opens in tunesmith and in transformers with bitsandbytes" + ragged
         if theirs
         else "opens in tunesmith only: bitsandbytes has no such scheme, or no experts",
     ]
+
+
+def _ragged(model: Any, scheme: Scheme) -> str:
+    """A warning about rows that do not divide into blocks: bitsandbytes' AVX-512 code reads some of them wrongly (docs/quantization.md)."""
+    lengths = {m.n_inputs for m in model.modules() if isinstance(m, QuantizedLinear)} if scheme.is_codebook else set()
+    odd = sorted(k for k in lengths if scheme.block_size is not None and k % scheme.block_size)
+    return (
+        f", whose AVX-512 code reads rows of {odd[0]} in blocks of {scheme.block_size} wrongly: take blocks that divide the rows"
+        if odd
+        else ""
+    )
 
 
 def keep_facts(loaded: Loaded, folder: Path) -> None:

@@ -223,8 +223,8 @@ def _read_weights(
             model, report = load_quantized(path, scheme, layout, **settings)
         else:
             model, report = transformers.AutoModelForCausalLM.from_pretrained(path, **settings)
-    except BadInput:
-        raise
+    except BadInput as error:
+        raise BadInput(error.what, error.where or str(path), error.fix) from None
     except Exception as error:
         raise BadInput(f"the weights cannot be loaded: {first_line(error)}", where=str(path), fix=again) from None
     finally:

@@ -27,7 +27,7 @@ from tunesmith.model.experts import ExpertStack
 from tunesmith.model.frozen import QuantizedLinear
 from tunesmith.quant.codebook import codebook, dynamic_map
 from tunesmith.quant.scheme import GROUP, Scheme, find_scheme
-from tunesmith.quant.tensor import QTensor, from_tensors
+from tunesmith.quant.tensor import QTensor, from_tensors, unpack
 
 STATE = "quant_state.bitsandbytes__"  # and nf4 or fp4: a tensor whose bytes are JSON
 AGAIN = "the file is damaged: copy, download or quantise it again"
@@ -109,7 +109,21 @@ def _from_file(tensors: Mapping[str, Tensor], shape: tuple[int, int], section: M
     scales = (q.scales.stored, q.scales.groups, q.scales.offset)
     if not all(bool(torch.isfinite(part).all()) for part in scales if part is not None):
         raise BadInput("a scale of the quantised weight is NaN or infinite", fix=AGAIN)
+    if not _is_possible(q):
+        raise BadInput(f"the codes, zero points or scales in this file are none of {q.scheme.name}", fix=AGAIN)
     return q
+
+
+def _is_possible(q: QTensor) -> bool:
+    """Whether `quantize` could have made this: codes and zero points within their levels, no scale below zero."""
+    if not q.scheme.double and bool((q.scales.stored < 0).any()):  # a doubled scale near zero may come out just below it
+        return False
+    if q.scheme.is_codebook:
+        return True  # each of 16 codes has a level
+    levels = q.scheme.levels
+    codes = unpack(q.codes, q.scheme, q.rows_cols[1])
+    within = bool((codes >= levels.lowest).all()) and bool((codes <= levels.highest).all())
+    return within and (q.zeros is None or bool((q.zeros <= levels.highest).all()))
 
 
 def _scheme_of(section: Mapping[str, Any]) -> Scheme:
@@ -128,7 +142,7 @@ def _from_bitsandbytes_4bit(tensors: Mapping[str, Tensor], shape: tuple[int, int
     try:
         state = json.loads(bytes(packed.to(torch.uint8).tolist()).decode())
         name, block = str(state["quant_type"]), int(state["blocksize"])
-        declared, nested = tuple(state["shape"]), "weight.nested_absmax" in tensors
+        declared, nested = tuple(state["shape"]), "nested_offset" in state or any("nested" in short for short in tensors)
         group, offset = int(state.get("nested_blocksize", GROUP)), float(state.get("nested_offset", 0.0))
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"bitsandbytes' quant_state cannot be read: {error!r}", fix=AGAIN) from None
@@ -143,10 +157,15 @@ def _from_bitsandbytes_4bit(tensors: Mapping[str, Tensor], shape: tuple[int, int
         raise BadInput(
             "the levels in this file are not those of bitsandbytes' nf4 and fp4", fix="give a model saved by bitsandbytes or tunesmith"
         )
+    scales, groups = tensors.get("weight.absmax"), tensors.get("weight.nested_absmax")
+    if scales is None or (nested and groups is None):
+        raise BadInput(f"{'absmax' if scales is None else 'nested_absmax'} is missing", fix=AGAIN)
+    if not nested and not scales.is_floating_point():
+        raise BadInput(f"absmax should hold real numbers, not {scales.dtype}", fix=AGAIN)
     scheme = Scheme(name, 4, block, double=nested)
-    named = {"codes": tensors["weight"].contiguous().view(torch.uint8).reshape(1, -1), "scales": tensors["weight.absmax"]}
-    if nested:
-        named |= {"groups": tensors["weight.nested_absmax"], "offset": torch.tensor(offset, dtype=torch.float32)}
+    named = {"codes": tensors["weight"].contiguous().view(torch.uint8).reshape(1, -1), "scales": scales}
+    if nested and groups is not None:
+        named |= {"groups": groups, "offset": torch.tensor(offset, dtype=torch.float32)}
     else:
         named["scales"] = named["scales"].float()
     return from_tensors(scheme, shape, "flat", named)
@@ -156,6 +175,8 @@ def _from_bitsandbytes_8bit(tensors: Mapping[str, Tensor], shape: tuple[int, int
     weight_format = tensors.get("weight_format")
     if weight_format is not None and int(weight_format) != 0:
         raise BadInput("this 8-bit file keeps its rows in another order", fix="save it again with a current bitsandbytes")
+    if not tensors["SCB"].is_floating_point():
+        raise BadInput(f"SCB should hold real numbers, not {tensors['SCB'].dtype}", fix=AGAIN)
     named = {"codes": tensors["weight"], "scales": tensors["SCB"].float() / UNWEIGHTED_INT8}
     return from_tensors(Scheme("int8", 8, None), shape, "rows", named)
 
@@ -201,7 +222,7 @@ def save_quantized(model: Any, folder: Path, compute: torch.dtype) -> None:
 
 def to_file(q: QTensor, compute: torch.dtype) -> dict[str, Tensor]:
     """Tensors of a layer by short name, as the table above says."""
-    if q.scheme.is_codebook:
+    if q.scheme.is_codebook and q.scheme.in_bitsandbytes:
         flat = _flat(q)
         settings: dict[str, Any] = {
             "quant_type": q.scheme.name,
@@ -218,7 +239,7 @@ def to_file(q: QTensor, compute: torch.dtype) -> dict[str, Tensor]:
             tensors |= {"weight.nested_absmax": flat.scales.groups, "weight.nested_quant_map": dynamic_map().clone()}
         tensors[f"weight.{STATE}{q.scheme.name}"] = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
         return tensors
-    if q.scheme == Scheme("int8", 8, None):
+    if q.scheme.in_bitsandbytes:
         return {"weight": q.codes, "SCB": q.scales.stored * UNWEIGHTED_INT8, "weight_format": torch.tensor(0, dtype=torch.uint8)}
     return {("weight" if name == "codes" else f"weight.{name}"): tensor for name, tensor in q.tensors().items()}
 
@@ -241,13 +262,13 @@ def describe(scheme: Scheme, compute: torch.dtype, mixture: bool = False) -> dic
     """quantization_config of config.json. mixture: with experts in few bits, which bitsandbytes has not."""
     if mixture:
         return {"quant_method": "tunesmith", "scheme": asdict(scheme)}
-    if scheme.is_codebook:
+    if scheme.is_codebook and scheme.in_bitsandbytes:
         return {
             "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": scheme.name,
             "bnb_4bit_use_double_quant": scheme.double, "bnb_4bit_compute_dtype": str(compute).removeprefix("torch."),
             "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": None,
         }  # fmt: skip
-    if scheme == Scheme("int8", 8, None):
+    if scheme.in_bitsandbytes:
         return {
             "quant_method": "bitsandbytes",
             "load_in_4bit": False,

@@ -40,6 +40,12 @@ class Scheme:
         return self.name.startswith("affine")
 
     @property
+    def in_bitsandbytes(self) -> bool:
+        """Whether bitsandbytes has this scheme: its files are written for it, a form of our own otherwise."""
+        blocks = self.block_size is not None and self.block_size & (self.block_size - 1) == 0  # 32, 64 … 4096
+        return blocks if self.is_codebook else (self.name, self.block_size, self.double, self.clip) == ("int8", None, False, None)
+
+    @property
     def levels(self) -> Levels:
         """Of the schemes that count; codebooks have none."""
         return Levels(self.bits, signed=not self.has_zero_point)
@@ -65,8 +71,11 @@ class Scheme:
 
 def find_scheme(name: str, block_size: int | None = None, double: bool | None = None, clip: float | None = None) -> Scheme:
     """A scheme by name; what is not given is the scheme's own default (double quantisation for codebooks only)."""
+    name = name.lower()
     if name not in NAMES:
-        raise BadInput(f'there is no scheme "{name}"', where="quantization.scheme", fix=nearest(name, NAMES))
+        near = nearest(name, NAMES)
+        fix = near if near.startswith("did you mean") else "nf4 is usual; fp4, int2 … int8, affine2 … affine8"
+        raise BadInput(f'there is no scheme "{name}"', where="quantization.scheme", fix=fix)
     bits = 4 if name in ("nf4", "fp4") else int(re.sub(r"\D", "", name))
     if block_size is not None and (block_size < 32 or block_size > 4096 or block_size % 2):
         raise BadInput(
