@@ -8,7 +8,7 @@ from tunesmith import __version__
 from tunesmith.hardware import describe_machine, free_disk_bytes
 from tunesmith.kernels import native
 
-PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "pydantic", "peft", "tensorboard")
+PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "pydantic", "peft", "bitsandbytes", "tensorboard")
 
 
 def examine() -> dict[str, Any]:
