@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.model import lora
 from tunesmith.model.lora import LoraLinear
 
 LAYERS = ("gate_proj", "up_proj", "down_proj")
@@ -25,15 +26,16 @@ class GatedMlp(nn.Module):
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = self._adapted(x)
-        if layers is None:
+        adapted = self._adapted()
+        if adapted is None:
             y: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
             return y
-        weights = [weight for _, adapter in layers for weight in (adapter.a_RK, adapter.b_NR)]
+        layers = [(frozen, adapter.scale) for frozen, adapter in adapted]
+        weights = [weight for _, adapter in adapted for weight in (adapter.a_RK, adapter.b_NR)]
         y_MD: Tensor = _GatedMlp.apply(x.reshape(-1, x.shape[-1]), layers, *weights)  # type: ignore[no-untyped-call]
         return y_MD.view(x.shape)
 
-    def _adapted(self, x: Tensor) -> list[tuple[Any, Any]] | None:
+    def _adapted(self) -> list[tuple[Any, Any]] | None:
         """Each layer's frozen weight and active adapter; None where the separate layers must do it (no adapter, dropout, no gradient)."""
         if not torch.is_grad_enabled():
             return None
@@ -50,51 +52,30 @@ class GatedMlp(nn.Module):
 
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, layers: list[tuple[Any, Any]], *weights: Tensor) -> Tensor:
-        gate, up, down = layers
-        gate_MF, gate_low_MR = _forward(x_MD, gate)
-        up_MF, up_low_MR = _forward(x_MD, up)
-        y_MD, down_low_MR = _forward(nn.functional.silu(gate_MF) * up_MF, down)
+    def forward(ctx: Any, x_MD: Tensor, layers: list[tuple[Any, float]], *weights: Tensor) -> Tensor:
+        (gate, gate_scale), (up, up_scale), (down, down_scale) = layers
+        gate_a, gate_b, up_a, up_b, down_a, down_b = weights
+        gate_MF, gate_low_MR = lora.forward(x_MD, gate, gate_a, gate_b, gate_scale)
+        up_MF, up_low_MR = lora.forward(x_MD, up, up_a, up_b, up_scale)
+        y_MD, down_low_MR = lora.forward(nn.functional.silu(gate_MF) * up_MF, down, down_a, down_b, down_scale)
         ctx.layers = layers
         ctx.save_for_backward(x_MD, gate_MF, up_MF, gate_low_MR, up_low_MR, down_low_MR, *weights)
         return y_MD
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x_MD, gate_MF, up_MF, gate_low_MR, up_low_MR, down_low_MR, *_ = ctx.saved_tensors
-        gate, up, down = ctx.layers
+        x_MD, gate_MF, up_MF, gate_low_MR, up_low_MR, down_low_MR, gate_a, gate_b, up_a, up_b, down_a, down_b = ctx.saved_tensors
+        (gate, gate_scale), (up, up_scale), (down, down_scale) = ctx.layers
         silu_MF = nn.functional.silu(gate_MF)
-        d_hidden_MF, d_down_a, d_down_b = _backward(upstream[0], silu_MF * up_MF, down_low_MR, down, True)
+        d_hidden_MF, *d_down = lora.backward(upstream[0], silu_MF * up_MF, down_low_MR, down, down_a, down_b, down_scale, True)
         assert d_hidden_MF is not None
         d_gate_MF = torch.ops.aten.silu_backward(d_hidden_MF * up_MF, gate_MF)
         d_up_MF = silu_MF.mul_(d_hidden_MF)
-        wanted = ctx.needs_input_grad[0]
-        d_x_gate, d_gate_a, d_gate_b = _backward(d_gate_MF, x_MD, gate_low_MR, gate, wanted)
-        d_x_up, d_up_a, d_up_b = _backward(d_up_MF, x_MD, up_low_MR, up, wanted)
+        wants_dx = ctx.needs_input_grad[0]
+        d_x_gate, *d_gate = lora.backward(d_gate_MF, x_MD, gate_low_MR, gate, gate_a, gate_b, gate_scale, wants_dx)
+        d_x_up, *d_up = lora.backward(d_up_MF, x_MD, up_low_MR, up, up_a, up_b, up_scale, wants_dx)
         d_x_MD = d_x_up.add_(d_x_gate) if d_x_up is not None and d_x_gate is not None else None
-        return d_x_MD, None, d_gate_a, d_gate_b, d_up_a, d_up_b, d_down_a, d_down_b
-
-
-def _forward(x_MK: Tensor, layer: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
-    """The adapted layer's output, and x A.T, which its backward pass needs; operations as in lora.py."""
-    frozen, adapter = layer
-    low_MR = x_MK @ adapter.a_RK.to(x_MK.dtype).T
-    y_MN = frozen.mm(x_MK)
-    y_MN.addmm_(low_MR, adapter.b_NR.to(x_MK.dtype).T, alpha=adapter.scale)
-    return y_MN, low_MR
-
-
-def _backward(dy_MN: Tensor, x_MK: Tensor, low_MR: Tensor, layer: tuple[Any, Any], wanted: bool) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of x (if wanted), A and B."""
-    frozen, adapter = layer
-    a, b = adapter.a_RK.to(x_MK.dtype), (adapter.b_NR * adapter.scale).to(x_MK.dtype)
-    d_low_MR = dy_MN @ b
-    d_a_RK = (d_low_MR.T @ x_MK).to(adapter.a_RK.dtype)
-    d_b_NR = (dy_MN.T @ low_MR).to(adapter.b_NR.dtype).mul_(adapter.scale)
-    if not wanted:
-        return None, d_a_RK, d_b_NR
-    d_x_MK: Tensor = frozen.mm_t(dy_MN)
-    return d_x_MK.addmm_(d_low_MR, a), d_a_RK, d_b_NR
+        return d_x_MD, None, *d_gate, *d_up, *d_down
 
 
 def fuse(model: nn.Module) -> int:

@@ -28,13 +28,28 @@ def lora_linear(x_MK: Tensor, frozen: FrozenWeight, a_RK: Tensor, b_NR: Tensor, 
     return result
 
 
+def forward(x_MK: Tensor, frozen: FrozenWeight, a_RK: Tensor, b_NR: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The value, and x A.T, which `backward` needs."""
+    low_MR = x_MK @ a_RK.to(x_MK.dtype).T
+    y_MN = frozen.mm(x_MK)
+    return y_MN.addmm_(low_MR, b_NR.to(x_MK.dtype).T, alpha=scale), low_MR
+
+
+def backward(
+    dy_MN: Tensor, x_MK: Tensor, low_MR: Tensor, frozen: FrozenWeight, a_RK: Tensor, b_NR: Tensor, scale: float, wants_dx: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of x (None unless wanted), A and B."""
+    a, b = a_RK.to(x_MK.dtype), (b_NR * scale).to(x_MK.dtype)  # scaled before the cast: rounded once
+    d_low_MR = dy_MN @ b
+    d_a_RK = (d_low_MR.T @ x_MK).to(a_RK.dtype)
+    d_b_NR = (dy_MN.T @ low_MR).to(b_NR.dtype).mul_(scale)
+    return frozen.mm_t(dy_MN).addmm_(d_low_MR, a) if wants_dx else None, d_a_RK, d_b_NR
+
+
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MK: Tensor, a_RK: Tensor, b_NR: Tensor, frozen: FrozenWeight, scale: float) -> Tensor:
-        a, b = a_RK.to(x_MK.dtype), b_NR.to(x_MK.dtype)
-        low_MR = x_MK @ a.T
-        y_MN = frozen.mm(x_MK)
-        y_MN.addmm_(low_MR, b.T, alpha=scale)
+        y_MN, low_MR = forward(x_MK, frozen, a_RK, b_NR, scale)
         ctx.save_for_backward(x_MK, low_MR, a_RK, b_NR)
         ctx.frozen, ctx.scale = frozen, scale
         return y_MN
@@ -42,16 +57,8 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x_MK, low_MR, a_RK, b_NR = ctx.saved_tensors
-        dy_MN = upstream[0]
-        a, b = a_RK.to(x_MK.dtype), (b_NR * ctx.scale).to(x_MK.dtype)  # scaled before the cast: rounded once
-        d_low_MR = dy_MN @ b
-        d_a_RK = (d_low_MR.T @ x_MK).to(a_RK.dtype)
-        d_b_NR = (dy_MN.T @ low_MR).to(b_NR.dtype).mul_(ctx.scale)
-        d_x_MK = None
-        if ctx.needs_input_grad[0]:
-            d_x_MK = ctx.frozen.mm_t(dy_MN)
-            d_x_MK.addmm_(d_low_MR, a)
-        return d_x_MK, d_a_RK, d_b_NR, None, None
+        gradients = backward(upstream[0], x_MK, low_MR, ctx.frozen, a_RK, b_NR, ctx.scale, ctx.needs_input_grad[0])
+        return *gradients, None, None
 
 
 class Adapter(nn.Module):
