@@ -26,6 +26,7 @@ from tunesmith.data.conversation import Conversation, Message
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
 from tunesmith.evaluation.metrics import language_metrics
+from tunesmith.kernels.blocks_4bit import LEAST_SCALE
 from tunesmith.loss import Scored, nll_of
 from tunesmith.model.adapters import linear_layers
 from tunesmith.model.experts import expert_parameters
@@ -227,7 +228,7 @@ def relative_counts(weight_NK: Tensor) -> Tensor:
     counts = torch.zeros(N_BINS, dtype=torch.float64)
     for columns, _, size in spans(weight_NK.shape[1], DEFAULT_BLOCK):
         x_GB = weight_NK[:, columns].reshape(-1, size).float()
-        relative_GB = x_GB / x_GB.abs().amax(1, keepdim=True).clamp(min=1e-38)
+        relative_GB = x_GB / x_GB.abs().amax(1, keepdim=True).clamp(min=LEAST_SCALE)
         counts += torch.histc(relative_GB, N_BINS, -1.0, 1.0).cpu()
     return counts
 

@@ -169,7 +169,7 @@ def _put(model: nn.Module, name: str, ranks: Mapping[str, int], scales: Mapping[
     if dropout and (named := [path for path in ranks if path in experts]):
         raise BadInput(f"experts cannot be adapted with dropout: {named[0]}", where=f"lora.dropout: {dropout}", fix="lora.dropout: 0")
     for path, rank in ranks.items():
-        n, k = _sizes(modules[path]) if path in modules else _expert_sizes(experts[path])
+        n, k = layer_sizes(modules[path]) if path in modules else _expert_sizes(experts[path])
         if rank > min(n, k):
             raise BadInput(
                 f"rank {rank} is larger than the layer: {path} is {n}×{k}", where="lora.rank",
@@ -429,7 +429,7 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
         if (path, side) in seen:
             problems.append(f"{path}: lora_{side} is there twice")
         seen.add((path, side))
-        n, k = _sizes(module) if module is not None else _expert_sizes(experts[path])
+        n, k = layer_sizes(module) if module is not None else _expert_sizes(experts[path])
         rank = (shape[0] if side == "A" else shape[1]) // (1 if module is not None else _n_experts(experts[path]))
         expected = _by_layer(found.config.get("rank_pattern"), path, found.config["r"])
         if not 0 < rank <= min(n, k):
@@ -473,7 +473,7 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
     return found
 
 
-def _sizes(module: nn.Module) -> tuple[int, int]:
+def layer_sizes(module: nn.Module) -> tuple[int, int]:
     """Outputs and inputs of a linear layer of any kind."""
     layer: Any = module.frozen if isinstance(module, LoraLinear) else module
     if isinstance(layer, FrozenLinear | QuantizedLinear):

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from tunesmith.errors import BadInput
 from tunesmith.files import as_disk_error, explain_disk, make_readable, read_json, write_json
+from tunesmith.kernels.blocks_4bit import GROUP
 from tunesmith.model.experts import ExpertStack
 from tunesmith.model.frozen import QuantizedLinear
 from tunesmith.quant.codebook import codebook, dynamic_map
-from tunesmith.quant.scheme import GROUP, Scheme, find_scheme
+from tunesmith.quant.scheme import Scheme, find_scheme
 from tunesmith.quant.tensor import QTensor, from_tensors, unpack
 
 STATE = "quant_state.bitsandbytes__"  # and nf4 or fp4: a tensor whose bytes are JSON

@@ -22,7 +22,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.errors import BadInput
-from tunesmith.model.adapters import linear_layers, sample_of, switch_of
+from tunesmith.model.adapters import layer_sizes, linear_layers, sample_of, switch_of
 from tunesmith.model.experts import ExpertStack, expert_parameters, put_stack
 from tunesmith.model.frozen import QuantizedLinear
 from tunesmith.progress import Bar, progress
@@ -75,7 +75,7 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
             theirs._keys_to_ignore_on_load_unexpected = unused | set(theirs._keys_to_ignore_on_load_unexpected or ())
             return model
         experts = expert_parameters(model)
-        inputs = {name: sizes(layer)[1] for name, layer in layers.items()}
+        inputs = {name: layer_sizes(layer)[1] for name, layer in layers.items()}
         inputs |= {name: model.get_parameter(name).shape[1 if transposed else 2] for name, (_, _, transposed) in experts.items()}
         for name, k in inputs.items():
             if self.scheme.block_size is not None and self.scheme.block_size > k:
@@ -163,18 +163,11 @@ class _QuantizeWeight(ConversionOps):  # type: ignore[misc]
         return quantize(weight.T if transposed else weight, quantizer.scheme, quantizer.layout, where=name)
 
 
-def sizes(layer: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a dense linear layer."""
-    weight: Any = layer.weight
-    rows, columns = weight.shape
-    return (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
-
-
 def put_quantized(model: nn.Module, path: str, layer: nn.Module) -> QuantizedLinear:
     """A quantised layer in place of a dense one; it has the bias, and no weight yet."""
     parent, _, child = path.rpartition(".")
     old: Any = layer
-    n, k = (old.nf, old.nx) if isinstance(layer, Conv1D) else (old.out_features, old.in_features)
+    n, k = (old.nf, old.nx) if isinstance(layer, Conv1D) else (old.out_features, old.in_features)  # its weight may be an empty tensor by now
     quantized = QuantizedLinear(n, k, old.bias, old.weight.dtype, isinstance(layer, Conv1D))
     quantized.train(layer.training)
     setattr(model.get_submodule(parent), child, quantized)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.blocks_4bit import Nested
+from tunesmith.kernels.blocks_4bit import GROUP, LEAST_SCALE, Nested, block_scales
 from tunesmith.quant.codebook import dynamic_map, nearest_level
-from tunesmith.quant.scheme import GROUP
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Scales:
         rest_G = scale_G.float() - offset
         padded = torch.nn.functional.pad(rest_G, (0, -len(rest_G) % GROUP)).view(-1, GROUP)
         groups = padded.abs().amax(dim=1)
-        scaled = (padded * (1.0 / groups.clamp(min=1e-38))[:, None]).clamp(-1, 1).view(-1)[: len(rest_G)]
+        scaled = (padded * (1.0 / groups.clamp(min=LEAST_SCALE))[:, None]).clamp(-1, 1).view(-1)[: len(rest_G)]
         return cls(nearest_level(scaled, dynamic_map().to(scaled.device)), groups, offset)
 
     @property
@@ -48,10 +47,7 @@ class Scales:
 
     def values(self) -> Tensor:
         """float32 [G]."""
-        if self.groups is None or self.offset is None:
-            return self.stored
-        levels = dynamic_map().to(self.stored.device)[self.stored.int()]
-        return levels * self.groups.repeat_interleave(GROUP)[: len(levels)] + self.offset
+        return block_scales(self.stored, self.nested)
 
     @property
     def nbytes(self) -> int:

@@ -14,11 +14,11 @@ import re
 from dataclasses import dataclass
 
 from tunesmith.errors import BadInput, nearest
+from tunesmith.kernels.blocks_4bit import GROUP
 from tunesmith.quant.affine import Levels, place_of
 
 NAMES = ("nf4", "fp4", *(f"int{bits}" for bits in range(2, 9)), *(f"affine{bits}" for bits in range(2, 9)))
 DEFAULT_BLOCK = 64
-GROUP = 256  # scales that share one second-level scale
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import BadInput
-from tunesmith.kernels.blocks_4bit import dequantize_4bit, quantize_4bit
+from tunesmith.kernels.blocks_4bit import GROUP, dequantize_4bit, quantize_4bit
 from tunesmith.quant import affine
 from tunesmith.quant.codebook import codebook
 from tunesmith.quant.scales import Scales
@@ -88,7 +88,7 @@ def stored_shapes(scheme: Scheme, shape: tuple[int, int], layout: Layout) -> dic
         "scales": ((n_blocks,), torch.uint8 if scheme.double else torch.float32),
     }
     if scheme.double:
-        shapes |= {"groups": ((-(-n_blocks // 256),), torch.float32), "offset": ((), torch.float32)}
+        shapes |= {"groups": ((-(-n_blocks // GROUP),), torch.float32), "offset": ((), torch.float32)}
     if scheme.has_zero_point:
         shapes["zeros"] = ((n_blocks,), torch.uint8)
     return shapes

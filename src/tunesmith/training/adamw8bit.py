@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tunesmith.kernels.blocks_4bit import LEAST_SCALE
 from tunesmith.quant.codebook import dynamic_map
 
 BLOCK = 256  # values that share a scale
 LEAST_VALUES = 4096  # a smaller tensor keeps float32 moments: norms and biases are few, and every one of their values counts
-LEAST_SCALE = 1e-38  # a block is never divided by less: zeros stay zeros
 
 
 class AdamW8bit(torch.optim.Optimizer):
