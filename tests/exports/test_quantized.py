@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.conftest import save_tiny_model
 from tests.end_to_end.shell import tree
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.config import LoraConfig
 from tunesmith.errors import BadInput, MachineFailed
@@ -112,3 +112,11 @@ def test_blocks_that_bitsandbytes_has_not_become_files_of_our_own(tiny_model, tm
 def test_rows_that_do_not_divide_into_blocks_are_said_to_be_read_wrongly_elsewhere(tiny_model, tmp_path):
     said = write_quantized(str(tiny_model), find_scheme("nf4", 64), tmp_path / "64", "float32")
     assert "AVX-512 code reads rows of 96 in blocks of 64 wrongly" in said[-1]
+
+
+def test_rows_that_bitsandbytes_reads_right_are_not_warned_of(tmp_path):
+    source = save_tiny_model(tmp_path / "source")
+    config = LlamaConfig.from_pretrained(source, intermediate_size=72)  # 72 is no multiple of 16
+    LlamaForCausalLM(config).save_pretrained(source)
+    said = write_quantized(str(source), find_scheme("nf4", 64), tmp_path / "codes", "float32")
+    assert said[-1] == "opens in tunesmith and in transformers with bitsandbytes"

@@ -71,9 +71,9 @@ def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloa
 
 
 def _ragged(model: Any, scheme: Scheme) -> str:
-    """A warning about rows that do not divide into blocks: bitsandbytes' AVX-512 code reads some of them wrongly (docs/quantization.md)."""
+    """A warning about rows that bitsandbytes' AVX-512 code reads wrongly: of a multiple of 16 weights, and not of the block (docs/quantization.md)."""
     lengths = {m.n_inputs for m in model.modules() if isinstance(m, QuantizedLinear)} if scheme.is_codebook else set()
-    odd = sorted(k for k in lengths if scheme.block_size is not None and k % scheme.block_size)
+    odd = sorted(k for k in lengths if scheme.block_size is not None and k % scheme.block_size and k % 16 == 0)
     return (
         f", whose AVX-512 code reads rows of {odd[0]} in blocks of {scheme.block_size} wrongly: take blocks that divide the rows"
         if odd

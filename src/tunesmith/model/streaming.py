@@ -167,7 +167,9 @@ def put_quantized(model: nn.Module, path: str, layer: nn.Module) -> QuantizedLin
     """A quantised layer in place of a dense one; it has the bias, and no weight yet."""
     parent, _, child = path.rpartition(".")
     old: Any = layer
-    n, k = (old.nf, old.nx) if isinstance(layer, Conv1D) else (old.out_features, old.in_features)  # its weight may be an empty tensor by now
+    n, k = (
+        (old.nf, old.nx) if isinstance(layer, Conv1D) else (old.out_features, old.in_features)
+    )  # its weight may be an empty tensor by now
     quantized = QuantizedLinear(n, k, old.bias, old.weight.dtype, isinstance(layer, Conv1D))
     quantized.train(layer.training)
     setattr(model.get_submodule(parent), child, quantized)
