@@ -21,8 +21,8 @@
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 #endif
 
-/* Raised with every change of a signature below; native.py refuses a library of another version (an editable install not rebuilt). */
-int tunesmith_version(void) { return 1; }
+/* Raised with every change of a signature here or in another file of the library; native.py refuses a library of another version (an editable install not rebuilt). */
+int tunesmith_version(void) { return 2; }
 
 /* Sixteen levels in the order of their size, with the code of each; bounds[i] lies between level i and i + 1, the last is unused. */
 typedef struct {

@@ -76,7 +76,7 @@ def dequantize_4bit(
             kernels.dequantize_4bit_triton(codes_NP, levels_16, absmax, block_size, out_NK, table_256, groups, offset)
     elif out_NK.device.type == "cpu" and (native := compiled()) is not None:
         native.library.tunesmith_dequantize_4bit(
-            native.path, _n_threads(out_NK), n_rows, n_columns, block_size, codes_NP.data_ptr(), levels_16.data_ptr(),
+            native.path, n_threads(out_NK), n_rows, n_columns, block_size, codes_NP.data_ptr(), levels_16.data_ptr(),
             None if nested else absmax.data_ptr(), absmax.data_ptr() if nested else None,
             nested.table_256.data_ptr() if nested else None, nested.groups.data_ptr() if nested else None,
             nested.offset if nested else 0.0, out_NK.dtype == torch.bfloat16, out_NK.data_ptr(),
@@ -139,7 +139,7 @@ def quantize_4bit(weight_NK: Tensor, bounds_15: Tensor, order_16: Tensor, block_
         numbers_NK = weight_NK.float() if weight_NK.dtype == torch.float16 else weight_NK
         order = order_16.to(torch.uint8)
         native.library.tunesmith_quantize_4bit(
-            native.path, _n_threads(numbers_NK), n_rows, n_columns, block_size, numbers_NK.data_ptr(), numbers_NK.dtype == torch.bfloat16,
+            native.path, n_threads(numbers_NK), n_rows, n_columns, block_size, numbers_NK.data_ptr(), numbers_NK.dtype == torch.bfloat16,
             bounds_15.data_ptr(), order.data_ptr(), codes_NP.data_ptr(), absmax_NG.data_ptr(),
         )  # fmt: skip
         return codes_NP, absmax_NG.flatten()
@@ -180,7 +180,8 @@ def _pieces(n_rows: int, n_columns: int, block_size: int) -> tuple[int, Iterator
     return width, (slice(start, start + step) for start in range(0, total, step))
 
 
-def _n_threads(numbers_NK: Tensor) -> int:
+def n_threads(numbers_NK: Tensor) -> int:
+    """Of a compiled kernel over so many numbers: few are not worth waking the others."""
     return torch.get_num_threads() if numbers_NK.numel() >= ONE_THREAD else 1
 
 

@@ -22,7 +22,7 @@ import torch  # noqa: F401 - its OpenMP library must be in the process before ou
 from tunesmith.errors import BadInput
 
 VARIABLE = "TUNESMITH_KERNELS"
-VERSION = 1  # of the library's signatures: tunesmith_version() in blocks_4bit.c
+VERSION = 2  # of the library's signatures: tunesmith_version() in blocks_4bit.c
 PATHS = ("plain", "AVX2", "AVX-512")  # by the number that the library knows them by
 FORCED = {"c-scalar": 0, "c-avx2": 1}
 
@@ -92,6 +92,7 @@ def _load() -> ctypes.CDLL | str:
     shape = [long, long, long]
     library.tunesmith_dequantize_4bit.argtypes = [integer, integer, *shape, *[pointer] * 6, ctypes.c_float, integer, pointer]
     library.tunesmith_quantize_4bit.argtypes = [integer, integer, *shape, pointer, integer, *[pointer] * 4]
-    for function in (library.tunesmith_dequantize_4bit, library.tunesmith_quantize_4bit):
+    library.tunesmith_adamw8bit.argtypes = [integer, integer, long, *[pointer] * 13]
+    for function in (library.tunesmith_dequantize_4bit, library.tunesmith_quantize_4bit, library.tunesmith_adamw8bit):
         function.restype = None
     return library
