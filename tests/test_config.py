@@ -66,6 +66,10 @@ def test_an_unknown_key_is_an_error_with_the_nearest_name(raw: dict[str, Any], p
         ({"optim": "paged_adamw_8bit"}, "training", "optimizer", "adamw8bit"),
         ({"optim": "adamw_torch_fused"}, "training", "optimizer", "adamw"),
         ({"optimizer": "adamw_bnb_8bit"}, "training", "optimizer", "adamw8bit"),
+        ({"method": "qlora", "training": {"optimizer": "paged_adamw_8bit"}}, "training", "optimizer", "adamw8bit"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "quantization", "scheme", "fp4"),
+        ({"quantization_bit": 4, "double_quantization": False}, "quantization", "double", False),
+        ({"method": "qlora", "bnb_4bit_compute_dtype": "torch.float32"}, "training", "dtype", "float32"),
         ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}, "training", "batch_size", 32),
         ({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, "training", "batch_size", 8),
         ({"training": {"micro_batch_size": 2, "gradient_accumulation_steps": 4}}, "training", "batch_size", 8),
@@ -152,12 +156,20 @@ def test_a_stock_config_of_axolotl_becomes_ours_and_every_key_is_accounted_for(t
         ({"template": "llama3"}, "the tokenizer's own template"),
         ({"fp16": True}, "training.dtype"),
         ({"load_in_8bit": True}, "quantization.scheme: int8"),
+        ({"quantization_bit": 8}, "quantization.scheme: int8"),
+        ({"bnb_4bit_compute_dtype": "float16"}, "training.dtype: bfloat16"),
     ],
 )
 def test_a_key_of_another_tool_that_means_something_else_here_is_refused_with_what_to_write(theirs: dict[str, Any], words: str):
     with pytest.raises(BadInput) as caught:
         given(**theirs)
     assert words in str(caught.value) and next(iter(theirs)) in caught.value.what
+
+
+def test_a_section_given_as_one_value_is_told_the_key_that_was_meant():
+    with pytest.raises(BadInput, match="is a section with keys of its own") as caught:
+        given(method="qlora", quantization="nf4")
+    assert caught.value.fix == "quantization.scheme: nf4"
 
 
 def test_all_unknown_keys_are_named_at_once_and_before_a_missing_one():

@@ -213,6 +213,8 @@ PEER_KEYS: dict[str, str] = {
     "lr_scheduler": "training.schedule", "lr_scheduler_type": "training.schedule", "cutoff_len": "training.max_length",
     "sequence_len": "training.max_length", "max_seq_length": "training.max_length", "max_seq_len": "training.max_length",
     "gradient_clipping": "training.max_grad_norm", "optim": "training.optimizer",
+    "bnb_4bit_quant_type": "quantization.scheme", "quantization_type": "quantization.scheme",
+    "bnb_4bit_use_double_quant": "quantization.double", "double_quantization": "quantization.double", "bnb_4bit_compute_dtype": "training.dtype",
     "adam_beta1": "training.beta1", "adam_beta2": "training.beta2", "adam_epsilon": "training.epsilon", "eval_steps": "training.validate_every",
     "save_steps": "training.save_every", "save_total_limit": "training.keep_checkpoints", "early_stopping_patience": "training.early_stopping",
 }  # fmt: skip
@@ -289,10 +291,16 @@ def _translate(key: str, value: Any) -> tuple[dict[str, Any], str] | None:
         return {"data.validation": None}, ""
     if key == "load_in_4bit":
         return ({"method": "qlora"}, "") if value else ({}, "the base is quantised by method: qlora only")
-    if key == "load_in_8bit":
+    if key == "quantization_bit" and value == 4:  # LLaMA-Factory
+        return {"method": "qlora"}, ""
+    if key == "bnb_4bit_quant_storage":
+        return {}, "codes are kept as bytes"
+    if key == "bnb_4bit_compute_dtype" and str(value).removeprefix("torch.") == "float16":
+        raise BadInput("float16 is not computed in", where=f"{key}: {value}", fix="training.dtype: bfloat16, float32 or auto")
+    if key == "load_in_8bit" or (key == "quantization_bit" and value == 8):
         if value:
             fix = "method: qlora with quantization.scheme: int8"
-            raise BadInput("8-bit bases have another form here", where=f"load_in_8bit: {value}", fix=fix)
+            raise BadInput("8-bit bases have another form here", where=f"{key}: {value}", fix=fix)
         return {}, "the base is quantised by method: qlora only"
     if key == "template" and value not in ("auto", "chat", "plain"):
         raise BadInput(
@@ -332,6 +340,8 @@ def _renamed(path: str, value: Any) -> Any:
         return "constant"
     if path == "training.optimizer" and isinstance(value, str):
         return PEER_OPTIMIZERS.get(value, value)
+    if path == "training.dtype" and isinstance(value, str):
+        return value.removeprefix("torch.")
     return value
 
 
@@ -357,6 +367,11 @@ def convert_peer_keys(raw: Mapping[str, Any], where: str) -> tuple[dict[str, Any
             continue
         own = set(Run.model_fields) if holder_name is None else set(sections()[holder_name].model_fields)
         _convert_batch(holder, own, where, put)
+        for key in [k for k in holder if k in own]:  # our key with another tool's word for its value
+            path, given = key if holder_name is None else f"{holder_name}.{key}", holder[key]
+            if (meant := _renamed(path, given)) != given:
+                del holder[key]
+                put(path, meant, path, given)
         for key in [k for k in holder if k not in own]:
             try:
                 translated = _translate(str(key), holder[key])
@@ -554,6 +569,10 @@ def _first_problem(error: ValidationError, where: str) -> BadInput:
         path = "data.train" if path == "data" else path
         return BadInput(f'"{path}" is missing', where=where, fix=_describe(known, path))
     given = problem.get("input")
+    if path in sections() and not isinstance(given, Mapping):
+        key = {"quantization": "scheme", "data": "train", "lora": "rank", "training": "epochs"}.get(path) or next(iter(sections()[path].model_fields))
+        fix = f"{path}.{key}: {given}" if path in ("quantization", "data") else f"{path}.{key}: …; docs/configuration.md lists the others"
+        return BadInput(f'"{path}" is a section with keys of its own and cannot be {given!r}', where=where, fix=fix)
     message = problem["msg"].removeprefix("Value error, ")
     choices = {
         e["ctx"]["expected"]
