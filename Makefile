@@ -35,7 +35,7 @@ torture: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
 fuzz: $(READY)
-	$(BIN)/python tests/fuzz/fuzz_formats.py 4000
+	$(BIN)/python tests/fuzz/fuzz_formats.py 400
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import PEER_KEYS, Run, known_keys, sections
+from tunesmith.config import PEER_KEYS, DataEntry, Run, known_keys, sections
 
 ROOT = Path(__file__).parent.parent
 DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
@@ -35,6 +35,17 @@ def configuration() -> str:
         lines.append(f"| `{path}` | {default} | {field.description} |".replace("\n", "\\n"))
     lines += [
         "",
+        "## Entries of data.train, data.validation and data.test",
+        "",
+        "Where one of these is a list, each entry is a path or a mapping with these keys. What an entry does not set is as in `data`;",
+        "one with a `format` of its own needs none of the common `columns`, `prompt` and `completion`.",
+        "",
+        "| key | meaning |",
+        "|---|---|",
+    ]
+    lines += [f"| `{key}` | {field.description or f'`data.{key}` for this entry'} |" for key, field in DataEntry.model_fields.items()]
+    lines += [
+        "",
         "## Keys of other tools",
         "",
         "They are converted, and every conversion is printed.",
@@ -45,7 +56,7 @@ def configuration() -> str:
     lines += [f"| `{theirs}` | `{ours}` |" for theirs, ours in sorted(PEER_KEYS.items())]
     lines += [
         "| `per_device_train_batch_size` (or `micro_batch_size`) × `gradient_accumulation_steps` | `training.batch_size`, and the first as `training.micro_batch_size` |",
-        "| `datasets: [{path: F, type: T}]`, one entry | `data.train: F`, and `data.format` for `alpaca`, `chat_template`, `sharegpt`, `completion` |",
+        "| `datasets: [{path: F, type: T, split: S}, …]` | `data.train: F:S`, or a list of entries; `format` for the types `alpaca`, `chat_template`, `sharegpt`, `completion` |",
         "| `bf16: true` or `auto`; `bf16: false`, `fp16: false` | `training.dtype`; left out |",
         "| `lora_target_linear: true` | `lora.targets: all-linear` |",
         "| `load_in_4bit: true` | `method: qlora` |",

@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
+os.environ.setdefault("TUNESMITH_CACHE", "off")  # nor leaves anything in the user's cache
 
 import warnings
 from pathlib import Path

@@ -26,9 +26,10 @@ LAYERS = [
     ["training"],
     ["exports"],
     ["page"],
-    ["report", "study_page"],
+    ["report", "study_page", "check_page", "show_page", "starter"],
+    ["preflight"],
     ["api"],
-    ["chat", "demo", "doctor", "paint", "starter"],
+    ["chat", "demo", "doctor", "paint"],
     ["cli"],
 ]
 LIGHT = [
@@ -41,6 +42,11 @@ LIGHT = [
     "hardware",
     "data/formats",
     "data/readers",
+    "data/columns",
+    "data/shapes",
+    "data/places",
+    "data/sources",
+    "data/mixture",
     "data/conversation",
     "data/split",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tunesmith.config import Run, apply_overrides, load_run, to_yaml, validate
+from tunesmith.config import DataEntry, Run, apply_overrides, is_hub_name, load_run, to_yaml, validate
 from tunesmith.errors import BadInput
 
 LEAST = {"model": "acorn", "output": "runs/x", "data": {"train": "rows.jsonl"}}
@@ -151,7 +151,7 @@ def test_a_stock_config_of_axolotl_becomes_ours_and_every_key_is_accounted_for(t
 @pytest.mark.parametrize(
     ("theirs", "words"),
     [
-        ({"datasets": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]}, "join the files"),
+        ({"datasets": [{"path": "a.jsonl"}, {"type": "alpaca"}]}, "this entry has no path"),
         ({"datasets": [{"path": "a.jsonl", "type": "input_output"}]}, "type input_output cannot be converted"),
         ({"template": "llama3"}, "the tokenizer's own template"),
         ({"fp16": True}, "training.dtype"),
@@ -260,6 +260,23 @@ def test_a_setting_that_the_method_does_not_read_is_refused(raw: dict[str, Any],
     assert caught.value.what.endswith(f"does not read {idle}") and fix in caught.value.fix
 
 
+@pytest.mark.parametrize(("written", "near"), [("off", "off"), ('"off"', "off"), ("on", 0.8), ("0.9", 0.9), ("1", 1.0)])
+def test_near_copies_are_a_similarity_or_off_as_yaml_reads_it(tmp_path: Path, written: str, near: float | str):
+    (tmp_path / "c.yaml").write_text(f"model: acorn\ndata: {{train: rows.jsonl, near_duplicates: {written}}}\n")
+    run, _ = load_run(tmp_path / "c.yaml")
+    assert run.data.near_duplicates == near
+    (tmp_path / "saved.yaml").write_text(to_yaml(run))
+    assert load_run(tmp_path / "saved.yaml")[0].data.near_duplicates == near
+
+
+def test_rows_are_grouped_only_where_some_are_held_out():
+    raw = {"model": "acorn", "data": {"train": "rows.jsonl", "group_by": "author"}}
+    with pytest.raises(BadInput, match=r"data\.group_by without rows held out has no effect"):
+        validate(raw, "run.yaml")
+    for data in ({"validation": 0.1}, {"test": "b.jsonl"}):
+        assert validate({**raw, "data": {**raw["data"], **data}}, "run.yaml")[0].data.group_by == "author"
+
+
 def test_a_setting_that_waits_for_validation_rows_is_refused_without_them():
     with pytest.raises(BadInput, match=r"training\.early_stopping without validation rows") as caught:
         given(training={"early_stopping": 2})
@@ -325,3 +342,63 @@ def test_a_quantisation_is_refused_without_qlora_even_where_it_is_the_default(me
     assert caught.value.fix.startswith("method: qlora")
     saved = yaml.safe_load(to_yaml(validate({**raw, "quantization": {}}, "run.yaml")[0]))
     assert validate(saved, "config.yaml")[0].method == method, "a saved run spells its defaults out"
+
+
+# --- several datasets -------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_datasets_names_each_by_its_path_or_by_what_is_otherwise_for_it():
+    run, _ = given(data={"train": ["a.jsonl", {"path": "b.csv", "weight": 2, "prompt": "{q}", "completion": "{a}"}]})
+    assert isinstance(run.data.train, list) and run.data.train[0] == "a.jsonl"
+    entry = run.data.train[1]
+    assert isinstance(entry, DataEntry) and entry.settings() == {"prompt": "{q}", "completion": "{a}"}
+    assert DataEntry(path="c.jsonl", format="messages").settings() == {"prompt": None, "completion": None, "columns": None, "format": "messages"}
+
+
+@pytest.mark.parametrize(
+    ("data", "what", "fix"),
+    [
+        ({"train": [{"pth": "x"}]}, 'entry 1 of "data.train" has no path', "path: FILE"),
+        ({"train": ["a", {"path": "x", "weigth": 2}]}, 'entry 2 of "data.train" has the unknown key "weigth"', '"weight"'),
+        ({"train": [{"path": "x", "weight": 0}]}, 'weight of entry 1 of "data.train" cannot be 0', "how much more often"),
+        ({"train": [5]}, 'entry 1 of "data.train" cannot be 5', "data.train: a file"),
+        ({"train": []}, "should name at least one file", "data.train: a file"),
+        ({"train": "a", "test": [{"path": "b", "weight": 2}]}, "a weight is for data.train", "data.test"),
+        ({"train": "a", "prompt": ["{x}", "{x}"]}, "a list of different ones", "data.prompt"),
+        ({"train": "a", "temperature": 3}, "data.mixing: proportional does not read data.temperature", "data.mixing: temperature"),
+        ({"train": "a", "mixing": "equal", "cap": 3}, "data.mixing: equal does not read data.cap", "leave it out"),
+    ],
+)
+def test_a_fault_in_a_list_of_datasets_is_named_by_its_entry_and_key(data: dict[str, Any], what: str, fix: str):
+    with pytest.raises(BadInput) as caught:
+        validate({"model": "acorn", "data": data}, "c.yaml")
+    assert what in caught.value.what and fix in caught.value.fix
+
+
+def test_a_list_on_the_command_line_is_yaml_and_a_template_is_text():
+    raw = {"model": "acorn", "data": {"train": "x"}}
+    run, _ = validate(raw, "c.yaml", ["data.train=[a.jsonl, {path: b.jsonl, weight: 2}]", "data.prompt=[{text}]", "data.completion={label}"])
+    assert run.data.train == ["a.jsonl", DataEntry(path="b.jsonl", weight=2)]
+    assert (run.data.prompt, run.data.completion) == ("[{text}]", "{label}")
+    assert validate(raw, "c.yaml", ['data.prompt=["{a}?", "{a}!"]'])[0].data.phrasings == ("{a}?", "{a}!")
+
+
+def test_axolotls_datasets_become_a_list():
+    theirs = [{"path": "a.jsonl", "type": "alpaca"}, {"path": "owner/name", "split": "train"}]
+    run, said = validate({"model": "acorn", "datasets": theirs}, "c.yaml")
+    assert run.data.train == [DataEntry(path="a.jsonl", format="alpaca"), "owner/name:train"]
+    assert run.output == "runs/a" and any(line.startswith("converted datasets") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_hub"),
+    [
+        ("owner/name", True), ("owner/name:train", True), ("owner/name-v1.5/subset:test", True), ("owner/name.jsonl", False),
+        ("./owner/name", False), ("/owner/name", False), ("name", False), ("a/b/c/d", False),
+    ],
+)  # fmt: skip
+def test_a_hub_name_is_two_or_three_words_and_no_path(path: str, is_hub: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name(path) is is_hub
+    Path("owner/name").mkdir(parents=True)
+    assert not is_hub_name("owner/name") and not is_hub_name("owner/name:train"), "what is there is meant"

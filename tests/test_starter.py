@@ -146,3 +146,13 @@ def test_an_existing_config_is_never_replaced(tmp_path):
     with pytest.raises(BadInput, match="already a file"):
         write_starter("anything", tmp_path / "mine.yaml", "acorn", True, True)
     assert (tmp_path / "mine.yaml").read_text() == "precious"
+
+
+def test_a_folder_of_tasks_gets_a_config_that_reads_it_as_a_mixture(tmp_path):
+    for task in ("hotels", "trains"):
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        (tmp_path / f"tasks/{task}.jsonl").write_text(rows(question="what is {}?".format, answer=str))
+    said = write_starter(str(tmp_path / "tasks"), tmp_path / "t.yaml", "acorn")
+    run, _ = load_run(tmp_path / "t.yaml")
+    assert run.data.train == str(tmp_path / "tasks") and run.data.test == 0.2
+    assert said[0] == "tasks: 2 datasets, each a task"

@@ -10,8 +10,9 @@ Errors are TunesmithError with what, where and fix; nothing here prints to stand
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,33 @@ hardware.keep_freed_memory()  # before torch
 
 
 from tunesmith.config import DataConfig, Run, load_run, must_be_read, validate  # noqa: E402
+from tunesmith.data.cache import LEAST_EXAMPLES, RowsCache  # noqa: E402
+from tunesmith.data.checks.check import Report, open_files  # noqa: E402
+from tunesmith.data.columns import columns_of, filled, looks_filled  # noqa: E402
 from tunesmith.data.conversation import Conversation, Message  # noqa: E402
-from tunesmith.data.formats import columns_of, filled, looks_filled, read_conversations, read_prompts  # noqa: E402
+from tunesmith.data.formats import read_prompts  # noqa: E402
+from tunesmith.data.mixture import evenly  # noqa: E402
 from tunesmith.data.rows import load_parts  # noqa: E402
+from tunesmith.data.sources import read_part, sources_of  # noqa: E402
 from tunesmith.data.template import Renderer  # noqa: E402
 from tunesmith.errors import BadInput, nearest  # noqa: E402
-from tunesmith.evaluation import score  # noqa: E402
-from tunesmith.evaluation.metrics import majority_baseline, task_of  # noqa: E402
+from tunesmith.evaluation import score, sensitivity, tasks  # noqa: E402
 from tunesmith.exports import merged  # noqa: E402
 from tunesmith.exports.parity import probe_rows  # noqa: E402
-from tunesmith.files import must_be_new, read_json  # noqa: E402
-from tunesmith.hardware import pick_device, pick_dtype  # noqa: E402
+from tunesmith.exports.quantized import written_dtype  # noqa: E402
+from tunesmith.files import must_be_new, read_json, sha256_of  # noqa: E402
 from tunesmith.inference import engine  # noqa: E402
 from tunesmith.model.adapters import AdapterFile, adapter_names, fingerprint, load_adapter, read_adapter, using  # noqa: E402
 from tunesmith.model.load import Loaded, is_quantised, load_model  # noqa: E402
+from tunesmith.preflight import check_run, refuse, renderer_of, short_lines, subject_of  # noqa: E402
 from tunesmith.progress import progress, say, upto  # noqa: E402
 from tunesmith.quant.scheme import Scheme, scheme_of_words  # noqa: E402
 from tunesmith.report import write_model_card, write_report  # noqa: E402
-from tunesmith.runs import RunFolder, adapter_of, now  # noqa: E402
+from tunesmith.runs import RunFolder, adapter_of, now, save_evaluation  # noqa: E402
 from tunesmith.training import checkpoint, distributed, loop  # noqa: E402
 from tunesmith.training.method import load_base  # noqa: E402
 
+Prompt = str | Sequence[Mapping[str, str] | Message]
 SAMPLES_KEPT = 24  # answers shown in the report
 RESERVED = ("base", "majority", "new", "quit", "exit")  # other models of an evaluation, and commands of chat
 
@@ -58,9 +65,49 @@ def as_run(config: Run | str | Path | Mapping[str, Any]) -> Run:
     return run
 
 
-def train(config: Run | str | Path | Mapping[str, Any], command: str = "") -> RunFolder:
-    """Fine-tune, measure before and after on the test rows, write the report; returns the run folder."""
-    return _complete(loop.train(as_run(config), command))
+def train(config: Run | str | Path | Mapping[str, Any], command: str = "", check: bool = True, more: str = "") -> RunFolder:
+    """Fine-tune, measure before and after on the test rows, write the report; returns the run folder.
+
+    check   look at all of the data first, say what is doubtful, refuse what is wrong; False: refuse only
+    more    the command that shows what was found
+    """
+    run = as_run(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        RunFolder.must_be_free(Path(run.output).expanduser().absolute())  # before the minutes that a look at large data takes
+    _look_at_data(run, check, more or f"tunesmith check {config if isinstance(config, str | Path) else run.data.train}")
+    return _complete(loop.train(run, command))
+
+
+def _look_at_data(run: Run, thorough: bool, more: str) -> None:
+    """The checks that a run begins with, by the first process alone; raises BadInput where the data are not to be trained on."""
+    distributed.start()
+    if distributed.rank() != 0 or not (thorough or run.data.answer_schema):
+        return
+    kept = RowsCache(run.data)
+    renderer, max_length = renderer_of(run) if thorough else (None, 0)
+    schema = sha256_of(Path(run.data.answer_schema)) if run.data.answer_schema and Path(run.data.answer_schema).is_file() else None
+    key = {"check": renderer.fingerprint() if renderer else None, "max_length": max_length, "schema": schema, "more": more}
+    lines = kept.noted(key)
+    if lines is None:
+        report = check_run(run, open_files(run.data), thorough=thorough)
+        refuse(report, more)
+        lines = short_lines(report, more) if thorough else []
+        if sum(report.rows.values()) >= LEAST_EXAMPLES:
+            kept.note(key, lines)
+    for line in lines:
+        say(line)
+
+
+def check(place: str | Path, *, sets: Sequence[str] = (), **settings: Any) -> Report:
+    """Look at every row of a config's data, or of a data file; returns what was found, worst first.
+
+    sets       as `--set` takes them: "data.header=false"
+    settings   model, and keys of data: validation="validation.jsonl", answer_schema="schema.json"
+    """
+    given = [f"{key if key == 'model' else f'data.{key}'}={json.dumps(value)}" for key, value in settings.items() if value is not None]
+    subject = subject_of(place, [*given, *sets])
+    report = check_run(subject.run, subject.files, with_model=subject.names_model)
+    return replace(report, said=[*subject.said, *report.said])
 
 
 def resume(path: str | Path) -> RunFolder:
@@ -77,7 +124,7 @@ def _complete(folder: RunFolder) -> RunFolder:
     if distributed.rank() == 0:
         try:
             with folder.named_in_disk_errors():
-                if folder.run().data.test is not None:
+                if folder.run().data.has_test:
                     evaluate(folder)  # writes card and report too
                 else:
                     write_model_card(folder.path)
@@ -100,59 +147,88 @@ def _was_stopped(error: BaseException | None) -> bool:
 
 
 def evaluate(
-    folder: RunFolder | str | Path, data: str | None = None, adapters: Mapping[str, str] | None = None, sets: Sequence[str] = ()
-) -> dict[str, Any]:
+    folder: RunFolder | str | Path, data: str | None = None, adapters: Mapping[str, str] | None = None, sets: Sequence[str] = (), *,
+    phrasings: sensitivity.Phrasings | str | Path | None = None, output: str | Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Base, tuned model and majority answer on the same rows; kept in the run folder unless other data were named.
 
-    folder     a run or its path
-    data       another file instead of the run's own test rows
-    adapters   further adapters on the same base, by name
-    sets       how to read `data` where that is not as the run's own rows: data.header=false
-    Returns {"rows": n, "task": ..., "models": {"majority": {metric: value}, "base": {...}, NAME: {...}}}.
+    folder      a run or its path
+    data        another file, or a folder of tasks, instead of the run's own test rows
+    adapters    further adapters on the same base, by name
+    sets        how to read `data` where that is not as the run's own rows: data.header=false
+    phrasings   the same rows asked in other words too (sensitivity.py): texts by task, or a file of them; by default the further
+                ones of data.prompt, where that is a list
+    output      a new folder for evaluation.json and evaluation-rows.jsonl
+    Returns {"rows": n, "task": ..., "models": {"majority": {metric: value}, "base": {...}, NAME: {...}}, "differences": {...}}, and
+    with several tasks "tasks" and "macro" (evaluation/tasks.py), with phrasings "phrasings".
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
     run = folder.run()
+    if output is not None:
+        must_be_new(Path(output))
     named = _with_own(folder, run, adapters)
-    if data is None:
-        if sets:
-            raise BadInput("--set says how to read --data", where=f"--set {sets[0]}", fix="give --data FILE too")
-        if run.data.test is None:
-            raise BadInput(
-                "this run has no test rows", where=str(folder.path / "config.yaml"), fix="--data FILE, or data.test in the next run"
-            )
-        parts = load_parts(run.data)
-        conversations, train_answers = parts.test, [c.answer for c in parts.train if c.answer is not None]
-    else:
-        conversations, train_answers = read_conversations(_reading(run, data, sets), data).conversations, []
-    models: dict[str, dict[str, float]] = {}
-    answers: dict[str, list[str]] = {}
+    conversations, training = _rows_to_measure(folder, run, data, sets)
+    if isinstance(phrasings, str | Path):
+        phrasings = sensitivity.read_phrasings(Path(phrasings))
+    if phrasings is None:
+        phrasings = _phrasings_of(run)
+    conversations = evenly(conversations, run.evaluation.limit)
+    variants = [conversations, *(sensitivity.rephrased(conversations, phrasings) if phrasings else [])]
     base = _open(run.model, run, run.training.dtype, run.data.template)
     for name, path in named.items():
-        base.add_adapter(name, path)  # before anything is measured: a wrong adapter should not cost the minutes of the others
-    rows = score.test_rows(conversations[: run.evaluation.limit], base.renderer, base.loaded.context)
-    task = (task_of(rows.references) if run.evaluation.task == "auto" else run.evaluation.task) if rows.prompts else "text"
-    if rows.prompts and (baseline := majority_baseline(task, train_answers or rows.references, rows.references)):
-        models["majority"] = baseline
+        base.add_adapter(name, path, own=name == own_name(folder))  # before anything is measured: a wrong adapter should not cost the minutes of the others
+    rendered = [tasks.task_rows(rows, training, run.evaluation, base.renderer, base.loaded.context) for rows in variants]
+    measured: list[dict[str, dict[str, score.Measured]]] = [{"majority": found} if (found := tasks.majority(rows)) else {} for rows in rendered]
 
     def measure(opened: "Model", adapter: str | None, name: str) -> None:
-        say(f"measuring {name} on {len(rows.conversations):,} rows")
-        measured = score.measure(
-            opened.loaded.model, rows, opened.renderer, adapter=adapter, title=name, task=task,
-            max_new_tokens=run.evaluation.max_new_tokens, batch_size=run.evaluation.batch_size,
-        )  # fmt: skip
-        models[name], answers[name] = measured.metrics, measured.answers
+        say(f"measuring {name} on {len(conversations):,} rows" + (f", in {len(variants)} phrasings" if len(variants) > 1 else ""))
+        for rows, found in zip(rendered, measured, strict=True):
+            found[name] = tasks.measure_tasks(
+                opened.loaded.model, rows, opened.renderer, run.evaluation, adapter=adapter, title=name, context=base.loaded.context
+            )
 
     measure(base, None, "base")
     if run.method == "full":
         measure(load(str(folder.model), dtype=run.training.dtype, template=run.data.template), None, own_name(folder))
     for name in named:
         measure(base, name, name)
-    evaluation = {"rows": len(rows.conversations), "task": task, "models": models}
+    as_given = rendered[0]
+    evaluation = tasks.summary(as_given, measured[0])
+    if phrasings:
+        evaluation["phrasings"] = tasks.phrasing_summary(phrasings, measured)
+    records = tasks.row_records(as_given, measured[0])
+    if output is not None:
+        Path(output).mkdir(parents=True)
+        save_evaluation(Path(output), evaluation, records)
     if data is None and not adapters:
-        folder.save_evaluation(evaluation, _samples(rows, answers))
+        folder.save_evaluation(evaluation, _samples(as_given, records), records)
         write_model_card(folder.path)
         write_report(folder.path)
     return evaluation
+
+
+def _rows_to_measure(folder: RunFolder, run: Run, data: str | None, sets: Sequence[str]) -> tuple[list[Conversation], list[Conversation]]:
+    """The rows of `data` or the run's test rows, and the training rows, whose commonest answer is a baseline (none of other data)."""
+    if data is not None:
+        return read_part(_reading(run, data, sets), "test").conversations, []
+    if sets:
+        raise BadInput("--set says how to read --data", where=f"--set {sets[0]}", fix="give --data FILE too")
+    if not run.data.has_test:
+        raise BadInput("this run has no test rows", where=str(folder.path / "config.yaml"), fix="--data FILE, or data.test in the next run")
+    parts = load_parts(run.data)
+    return parts.test, parts.train
+
+
+def _phrasings_of(run: Run) -> sensitivity.Phrasings | None:
+    """The further phrasings of data.prompt, by task; test rows are asked in the words of the first."""
+    sources, _ = sources_of(run.data, "train")
+    further = {source.task: source.config.phrasings[1:] for source in sources}
+    if not any(further.values()):
+        return None
+    if len({len(texts) for texts in further.values()}) > 1:
+        say("the tasks have different numbers of phrasings, so only the first of each is measured; --phrasings FILE names others")
+        return None
+    return further
 
 
 def own_name(folder: RunFolder) -> str:
@@ -172,14 +248,17 @@ def _with_own(folder: RunFolder, run: Run, adapters: Mapping[str, str | Path] | 
     return named if run.method == "full" else {own: folder.adapter, **named}
 
 
-def _samples(rows: score.TestRows, answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    if not rows.prompts:
+def _samples(rows: Sequence[tasks.TaskRows], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for a reader, spread evenly over all."""
+    conversations = [conversation for task in rows for conversation in task.rows.conversations]
+    if not rows[0].rows.prompts:
         return []
-    kept = range(0, len(rows.references), max(1, len(rows.references) // SAMPLES_KEPT))
+    kept = range(0, len(records), max(1, len(records) // SAMPLES_KEPT))
     return [
         {
-            "source": rows.conversations[i].source, "prompt": "\n\n".join(m.content for m in rows.conversations[i].prompt),
-            "reference": rows.references[i], "answers": {name: written[i] for name, written in answers.items()},
+            "source": records[i]["source"], "prompt": "\n\n".join(m.content for m in conversations[i].prompt),
+            "reference": records[i]["references"][0], "answers": records[i]["answers"],
+            **({"task": records[i]["task"], "references": records[i]["references"]} if len(rows) > 1 else {}),
         }
         for i in list(kept)[:SAMPLES_KEPT]
     ]  # fmt: skip
@@ -209,8 +288,11 @@ class Model:
     def adapters(self) -> list[str]:
         return adapter_names(self.loaded.model)
 
-    def add_adapter(self, name: str, path: str | Path) -> None:
-        """Put one more adapter on the base; its prompts must be rendered as in its training."""
+    def add_adapter(self, name: str, path: str | Path, own: bool = False) -> None:
+        """Put one more adapter on the base; its prompts must be rendered as in its training.
+
+        own   this is the base of the adapter's own run: in other bits than it was trained on it is not the one, and refused
+        """
         if name in RESERVED:
             raise BadInput(
                 f'an adapter cannot be called "{name}": the word has another meaning', where=str(path), fix="give it another name"
@@ -240,12 +322,15 @@ class Model:
                         fix="load it alone",
                     )
                 self.renderer = renderer
+        other_bits = _in_other_bits(facts, self.loaded)
+        if other_bits is not None and own:
+            raise BadInput(
+                f"the adapter {other_bits}", where=f"{folder} on {self.loaded.name}",
+                fix=f"put the base back; or, to use the adapter on this one: --adapter NAME={folder} with the base as the model",
+            )  # fmt: skip
         load_adapter(self.loaded.model, name, folder)
-        taught, here = facts.get("base_scheme"), str(self.loaded.scheme) if self.loaded.scheme is not None else None
-        if "base_scheme" in facts and taught != here:
-            say(
-                f"{name} was trained on a base in {taught or '16 bits'}; this one is in {here or '16 bits'}, so answers may differ a little"
-            )
+        if other_bits is not None:
+            say(f"{name} {other_bits}, so answers may differ a little")
         self.system[name] = _fixed_text(facts.get("system"))
         self.forms[name] = facts.get("prompt")
 
@@ -275,14 +360,22 @@ class Model:
         return [f"{name} was trained on prompts of the form {json.dumps(form, ensure_ascii=False)}; type the whole prompt{or_fill}"]
 
     def generate(
-        self, prompts: Sequence[str | Sequence[Mapping[str, str]]], *, adapter: str | None = None, max_new_tokens: int = 128, temperature: float = 0.0,
-        top_p: float = 1.0, seed: int = 0, batch_size: int = 64, on_progress: Callable[[int], None] | None = None,
+        self, prompts: Sequence[Prompt], *, adapter: str | None = None, max_new_tokens: int = 128, temperature: float = 0.0, top_p: float = 1.0,
+        seed: int = 0, batch_size: int = 64, tools: Sequence[Sequence[Mapping[str, Any]]] = (), on_progress: Callable[[int], None] | None = None,
     ) -> list[str]:  # fmt: skip
-        """Answers to prompts (a text, or a list of {"role", "content"}) by the base or one adapter, chosen per call."""
+        """Answers to prompts (a text, or a list of {"role", "content"}) by the base or one adapter, chosen per call.
+
+        tools   for each prompt the definitions of the functions that its answer may call; none: no prompt has any
+        """
         if isinstance(prompts, str):
             raise BadInput("prompts should be a list of prompts, not one text", where="generate", fix="generate([prompt])[0]")
-        name = self.chosen(adapter)
-        ids = [self.renderer.prompt_ids(self._messages(prompt, name), f"prompt {n}") for n, prompt in enumerate(prompts, 1)]
+        if tools and len(tools) != len(prompts):
+            raise BadInput(f"there are {len(prompts):,} prompts and tools for {len(tools):,}", where="generate", fix="tools=[…] for each prompt")
+        name, of_each = self.chosen(adapter), tools or [()] * len(prompts)
+        ids = [
+            self.renderer.prompt_ids(self._messages(prompt, name), f"prompt {n}", defined)
+            for n, (prompt, defined) in enumerate(zip(prompts, of_each, strict=True), 1)
+        ]
         with self._answering(name):
             written = engine.generate(
                 self.loaded.model, ids, max_new_tokens=max_new_tokens, stop_ids=self.renderer.stop_ids, temperature=temperature,
@@ -332,14 +425,18 @@ class Model:
             )
         return using(self.loaded.model, name)
 
-    def _messages(self, prompt: str | Sequence[Mapping[str, str]], adapter: str | None) -> list[Message]:
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if not turns or any(not isinstance(turn.get(key), str) for turn in turns for key in ("role", "content")):
+    def _messages(self, prompt: Prompt, adapter: str | None) -> list[Message]:
+        given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        turns: list[Message] = []
+        for turn in given:
+            if isinstance(turn, Mapping) and all(isinstance(turn.get(key), str) for key in ("role", "content")):
+                turns.append(Message(turn["role"], turn["content"], False))
+            elif isinstance(turn, Message):
+                turns.append(turn)
+        if not turns or len(turns) < len(given):
             raise BadInput("a prompt is a text or a list of messages", where=repr(prompt)[:80], fix='[{"role": "user", "content": "…"}]')
         system = self.system.get(adapter)
-        if system is not None and turns[0]["role"] != "system":
-            turns = [{"role": "system", "content": system}, *turns]
-        return [Message(turn["role"], turn["content"], False) for turn in turns]
+        return [Message("system", system, False), *turns] if system is not None and turns[0].role != "system" else turns
 
 
 def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dtype: str = "auto", template: str = "auto") -> Model:
@@ -360,7 +457,7 @@ def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dt
             name, default, of_run = run.model, own_name(folder), run
     opened = _open(name, of_run, dtype, template)
     for adapter, place in named.items():
-        opened.add_adapter(adapter, place)
+        opened.add_adapter(adapter, place, own=adapter == default)
     opened.default_adapter = default
     return opened
 
@@ -408,6 +505,7 @@ def merge(
     Returns what RUN/merge.json keeps.
     """
     must_be_new(Path(output))
+    written = written_dtype(dtype)
     place, folder = Path(run), None
     if place.name == "adapter" and (place.parent / "config.yaml").is_file():
         place = place.parent
@@ -430,7 +528,7 @@ def merge(
     }  # fmt: skip
     rows = probe_rows(conversations, opened.renderer, opened.loaded)
     say(f"comparing on {len(rows):,} rows of {source}")
-    return merged.merge(opened.loaded, name, opened.renderer, rows, Path(output), facts, pick_dtype(dtype, pick_device()), scheme)
+    return merged.merge(opened.loaded, name, opened.renderer, rows, Path(output), facts, written, scheme)
 
 
 def _its_base(found: AdapterFile, run: Run | None, model: str | None) -> Model:
@@ -442,21 +540,25 @@ def _its_base(found: AdapterFile, run: Run | None, model: str | None) -> Model:
     scheme = scheme_of_words(taught) if taught is not None and not is_quantised(name) else None
     template = run.data.template if run is not None else "auto"
     opened = _open(name, None, found.facts.get("dtype", "auto"), template, scheme)
-    here = None if opened.loaded.scheme is None else str(opened.loaded.scheme)
     if "base_scheme" not in found.facts:
         say(f"the adapter does not say in which bits its base was stored; folded into {name} as it is")
-    elif taught != here:
-        raise BadInput(
-            f"the adapter was trained on a base in {taught or '16 bits'}, and this one is in {here or '16 bits'}", where=name,
-            fix="--model: the base that it was trained on",
-        )  # fmt: skip
+    elif (other_bits := _in_other_bits(found.facts, opened.loaded)) is not None:
+        raise BadInput(f"the adapter {other_bits}", where=name, fix="--model: the base that it was trained on")
     return opened
+
+
+def _in_other_bits(facts: Mapping[str, Any], loaded: Loaded) -> str | None:
+    """In words, if an adapter was trained on a base that is stored otherwise; None if not, or if its facts do not say."""
+    taught, here = facts.get("base_scheme"), None if loaded.scheme is None else str(loaded.scheme)
+    if "base_scheme" not in facts or taught == here:
+        return None
+    return f"was trained on a base in {taught or '16 bits'}, and this one is in {here or '16 bits'}"
 
 
 def _to_compare_on(run: Run | None, data: str | None) -> tuple[list[Conversation], str]:
     """Rows for a comparison of two models, and what they are in words."""
     if data is not None:
-        return read_conversations(run.data if run is not None else DataConfig(train=data), data).conversations, data
+        return read_part(_reading(run, data, ()), "test").conversations, data
     if run is not None:
         parts = load_parts(run.data)
         return (parts.test, "the run's test rows") if parts.test else (parts.train, "the run's training rows (it has no test rows)")
@@ -485,9 +587,9 @@ def answer_file(
     read = read_prompts(_reading(run, data, sets), data)
     for line in read.said:
         say(line)
-    prompts = [[{"role": m.role, "content": m.content} for m in _asked(c)] for c in read.conversations]
+    prompts, tools = [_asked(c) for c in read.conversations], [c.tools for c in read.conversations]
     with progress("answers", len(prompts)) as bar:
-        answers = model.generate(prompts, on_progress=upto(bar), **settings)
+        answers = model.generate(prompts, tools=tools, on_progress=upto(bar), **settings)
     rows = [
         {"source": c.source, "answer": a, **({"reference": c.answer} if c.answer is not None else {})}
         for c, a in zip(read.conversations, answers, strict=True)
@@ -499,7 +601,8 @@ def answer_file(
 def _reading(run: Run | None, data: str, sets: Sequence[str]) -> DataConfig:
     """How to read a file of other rows: as the run reads its own, less what `--set data.…` says."""
     own = run.data if run is not None else DataConfig(train=data)
-    raw = {"model": "acorn", "data": {**own.model_dump(mode="json"), "train": data}}
+    here: dict[str, Any] = {"train": data, "validation": None, "test": data, "held_out": []}
+    raw = {"model": "acorn", "data": {**own.model_dump(mode="json"), **here}}
     (before, _), (after, said) = validate(raw, data), validate(raw, data, sets)
     if after.model_copy(update={"data": before.data, "output": before.output}) != before:
         raise BadInput(
@@ -515,9 +618,12 @@ def _asked(conversation: Conversation) -> tuple[Message, ...]:
     return conversation.prompt if conversation.answer is not None else conversation.messages
 
 
-def dry_run(config: Run) -> list[str]:
-    """Everything that happens before the first step, without writing: data read and rendered, model loaded, sizes said."""
-    distributed.start()
+def dry_run(config: Run, check: bool = True, more: str = "") -> list[str]:
+    """Everything that happens before the first step, without writing: data looked at and rendered, model loaded, sizes said.
+
+    check, more   as of `train`
+    """
+    _look_at_data(config, check, more or f"tunesmith check {config.data.train}")
     said = loop.prepare(config, "dry-run").said
     if (Path(config.output) / "config.yaml").is_file():
         said = [*said, f"{config.output} already holds a run: choose another output before training"]

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith import __version__
-from tunesmith.errors import BadInput, TunesmithError
+from tunesmith.errors import BadInput, GateNotMet, TunesmithError
 from tunesmith.progress import counted
 
 app = typer.Typer(
@@ -162,7 +162,7 @@ def init(
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML config; or use --model and --data.")] = None,
     model: Annotated[str | None, typer.Option(help="acorn, a local folder or a hub id.")] = None,
-    data: Annotated[str | None, typer.Option(help="File of training examples.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training examples: a file, a folder of files (a mixture of tasks) or a hub dataset.")] = None,
     method: Annotated[str | None, typer.Option(help="full, lora or qlora.")] = None,
     output: Annotated[str | None, typer.Option(help="The run folder; by default runs/ and the config's or data file's name.")] = None,
     prompt: Annotated[str | None, typer.Option(help='Template of the prompt, as "Spam or ham? {text}".')] = None,
@@ -177,6 +177,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
     sets: Sets = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Read the data, load the model, say what would happen; write nothing.")] = False,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Look only for what training refuses, which is quicker.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune, then measure base and tuned model on the test rows and write report.html."""
@@ -207,14 +208,110 @@ def train(
         typer.echo(line, err=True)
     from tunesmith import api
 
+    look = (not no_check, _check_command(config, data, [*flags.items()], sets or []))
     if dry:
-        found = api.dry_run(run)
+        found = api.dry_run(run, *look)
         if as_json:
             _print({"said": found})
         else:
             typer.echo("\n".join(found))
         return
-    _finished(api.train(run, _command()), as_json)
+    _finished(api.train(run, _command(), *look), as_json)
+
+
+def _check_command(config: Path | None, data: str | None, flags: list[tuple[str, Any]], sets: list[str]) -> str:
+    """The command that shows all that was found in the data of this one."""
+    kept = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flags
+            if value is not None and key.startswith(("data.", "model", "training.max_length")) and key != "data.train"]  # fmt: skip
+    return shlex.join(["tunesmith", "check", str(config or data or "DATA"), *(word for text in [*kept, *sets] for word in ("--set", text))])
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(help="A config, a run folder, or a file of examples.")],
+    model: Annotated[str | None, typer.Option(help="Whose tokens and template; by default the config's, for a file none.")] = None,
+    prompt: Annotated[str | None, typer.Option(help='Template of the prompt, as "Spam or ham? {text}".')] = None,
+    completion: Annotated[str | None, typer.Option(help='Template of the answer, as "{label}".')] = None,
+    validation: Annotated[str | None, typer.Option(help="A share or a file.")] = None,
+    test: Annotated[str | None, typer.Option(help="A share or a file.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="A JSON Schema that every answer must fulfil.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of the longest example.")] = None,
+    sets: Sets = None,
+    html: Annotated[Path | None, typer.Option("--html", "--output", help="Also write a page with charts.")] = None,
+    lines: Annotated[int, typer.Option(min=1, help="Rows named for each finding.")] = 3,
+    fail_on: Annotated[str, typer.Option(help="error: exit code 2 for errors; warning: 3 for warnings too.")] = "error",
+    as_json: AsJson = False,
+) -> None:
+    """Look at every row: what training would refuse, what it would learn wrongly, and where."""
+    if fail_on not in ("error", "warning"):
+        raise BadInput("a check fails on errors, or on warnings too", where=f"--fail-on {fail_on}", fix="--fail-on error or warning")
+    flags = {
+        "model": model, "data.prompt": prompt, "data.completion": completion, "data.validation": _share_or_file(validation),
+        "data.test": _share_or_file(test), "data.answer_schema": str(schema) if schema is not None else None, "training.max_length": max_length,
+    }  # fmt: skip
+    spelled = {
+        f"{key}={json.dumps(value)}": f"--{'schema' if key == 'data.answer_schema' else key.rpartition('.')[2].replace('_', '-')} {value}"
+        for key, value in flags.items() if value is not None
+    }  # fmt: skip
+    from tunesmith import preflight
+    from tunesmith.progress import say
+
+    with _keys_are_set():
+        subject = preflight.subject_of(data, [*spelled, *(sets or [])], spelled)
+        for line in subject.said:
+            say(line)
+        report = preflight.check_run(subject.run, subject.files, with_model=subject.names_model)
+    if html is not None:
+        from tunesmith.check_page import write_check
+        from tunesmith.files import explain_disk
+
+        with explain_disk(html):
+            html.parent.mkdir(parents=True, exist_ok=True)
+        write_check(report, html, data)
+    if as_json:
+        _print({**report.as_json(), "said": [*subject.said, *report.said], "page": str(html) if html is not None else None})
+    else:
+        print_check(report, lines)
+        if html is not None:
+            typer.echo(f"page: {html}")
+    if report.of("error"):
+        raise typer.Exit(2)
+    if fail_on == "warning" and (warnings := report.of("warning")):
+        raise GateNotMet(f"{counted(len(warnings), 'warning')}", where=data, fix="mend the rows, or leave out --fail-on warning")
+
+
+def print_check(report: Any, n_lines: int = 3) -> None:
+    """The findings, worst first: what it is, how many rows, the first of them, what to do."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from tunesmith.check_page import verdict
+
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    for line in report.said:
+        console.print(line, style="dim", markup=False)
+    styles = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+    table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in report.findings:
+        text = Text(finding.check, style="bold")
+        text.append(f"\n{finding.reason}", style="not bold")
+        for source, seen in zip(finding.sources[:n_lines], [*finding.seen, *[""] * n_lines]):
+            text.append(f"\n{source}", style="not bold")
+            text.append(f"  {seen}" if seen else "", style="not bold dim")
+        if len(finding.sources) > n_lines:
+            text.append(f"\nand {len(finding.sources) - n_lines:,} more", style="not bold dim")
+        text.append(f"\nfix: {finding.fix}", style="not bold green")
+        table.add_row(Text(finding.severity, style=styles[finding.severity]), f"{finding.count:,}", text)
+    if report.findings:
+        console.print()
+        console.print(table)
+    for line in report.not_done:
+        console.print(f"not looked at: {line}", style="dim", markup=False)
+    console.print(f"{verdict(report)}, {report.seconds:.1f} s", style="bold", markup=False)
 
 
 def _must_be_a_config(path: Path) -> None:
@@ -263,36 +360,102 @@ def resume(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[str | None, typer.Option(help="Other rows than the run's own test rows.")] = None,
+    data: Annotated[str | None, typer.Option(help="Other rows than the run's own test rows: a file, or a folder of tasks.")] = None,
     sets: DataSets = None,
     adapter: Adapters = None,
+    phrasings: Annotated[
+        Path | None, typer.Option(help="A YAML or JSON file of other wordings of the instruction: a list, or lists by task.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A new folder for the figures and every row's answers.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure base, tuned model and majority answer on the same rows."""
+    """Measure base, tuned model and majority answer on the same rows, with intervals for what changed."""
     from tunesmith import api
     from tunesmith.runs import RunFolder
 
     with _keys_are_set():
-        evaluation = api.evaluate(RunFolder.open(run), data, _named(adapter), sets or [])
+        evaluation = api.evaluate(RunFolder.open(run), data, _named(adapter), sets or [], phrasings=phrasings, output=output)
     if as_json:
-        _print({"rows": evaluation["rows"], "models": evaluation["models"]})
+        _print(evaluation)
     else:
         print_evaluation(evaluation)
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
-    """Metrics down, models across."""
+    """Metrics down, models across, then what changed; of several tasks each by its own metric, of several phrasings their spread."""
     from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    changes = {name: against["base"] for name, against in evaluation.get("differences", {}).items() if "base" in against}
+    several = evaluation.get("tasks", {})
+    rows = f"{evaluation['rows']:,} test rows" + (", all tasks together" if several else "")
+    console.print(_scores_table(rows, evaluation["models"], {name: change["overall"] for name, change in changes.items()}))
+    if several:
+        console.print(_tasks_table(evaluation, changes))
+        macro, means = evaluation["macro"], {name: change["macro"] for name, change in changes.items()}
+        console.print(_scores_table(f"mean over {len(several)} tasks", macro["models"], means))
+        for metric, n in macro["n_tasks"].items():
+            console.print(f"{metric}: the mean over the {n} tasks that have it", highlight=False)
+    if changes:
+        console.print("change: from base to tuned on the same rows, with its 95 % interval (paired bootstrap)", highlight=False)
+    if "phrasings" in evaluation:
+        console.print(_phrasings_table(evaluation["phrasings"], "mean over tasks" if several else "all rows"))
+
+
+def _scores_table(title: str, models: dict[str, dict[str, float]], changes: dict[str, dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    models = evaluation["models"]
-    table = Table(title=f"{evaluation['rows']:,} test rows")
-    table.add_column("")
-    for name in models:
-        table.add_column(name, justify="right")
+    table = Table(title=title)
+    for heading in ("", *models, *_change_headings(changes)):
+        table.add_column(heading, justify="right" if heading else "left")
     for metric in dict.fromkeys(metric for values in models.values() for metric in values):
-        table.add_row(metric, *(f"{values[metric]:.4f}" if values.get(metric) is not None else "–" for values in models.values()))
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+        shown = [f"{values[metric]:.4f}" if values.get(metric) is not None else "–" for values in models.values()]
+        table.add_row(metric, *shown, *(_change_in_words(change.get(metric)) for change in changes.values()))
+    return table
+
+
+def _tasks_table(evaluation: dict[str, Any], changes: dict[str, dict[str, Any]]) -> Any:
+    """Of each task the metric that speaks for it, and the choice by likelihood; --json and the report have all."""
+    from rich.table import Table
+
+    table = Table(title="task by task")
+    table.add_column("")
+    for heading in ("rows", "metric", *evaluation["models"], *_change_headings(changes)):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for task, found in evaluation["tasks"].items():
+        own = {"label": "accuracy", "json": "exact_match"}.get(found["kind"], "rouge_l")
+        for metric in [own, *(m for m in ("choice",) if any(m in values for values in found["models"].values()))]:
+            scores = [found["models"].get(name, {}).get(metric) for name in evaluation["models"]]
+            shown = ["–" if score is None else f"{score:.3f}" for score in scores]
+            of_models = [_change_in_words(change["tasks"][task].get(metric)) for change in changes.values()]
+            table.add_row(*([task, f"{found['rows']:,}"] if metric == own else ["", ""]), metric, *shown, *of_models)
+    return table
+
+
+def _change_headings(changes: dict[str, dict[str, Any]]) -> list[str]:
+    return ["change"] if len(changes) == 1 else [f"change of {name}" for name in changes]
+
+
+def _change_in_words(change: dict[str, float] | None) -> str:
+    if change is None:
+        return "–"
+    if change["low"] == change["high"] == 0:
+        return "no row changed"
+    return f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+
+
+def _phrasings_table(phrasings: dict[str, Any], what: str) -> Any:
+    from rich.table import Table
+
+    n = max(len(texts) for texts in phrasings["texts"].values())
+    table = Table(title=f"the same rows under {n + 1} phrasings ({what})")
+    for heading in ("", "metric", "as given", *(f"phrasing {number}" for number in range(1, n + 1)), "mean", "sd"):
+        table.add_column(heading, justify="left" if heading in ("", "metric") else "right")
+    for name, metrics in phrasings["models"].items():
+        for metric, spread in metrics.items():
+            table.add_row(name, metric, *(f"{value:.3f}" for value in [*spread["values"], spread["mean"], spread["sd"]]))
+        table.add_row(name, f"answered alike under all: {phrasings['consistent'][name]:.1%}", end_section=True)
+    return table
 
 
 def _named(adapters: list[str] | None) -> dict[str, str]:
@@ -399,20 +562,45 @@ def chat(
 
 @app.command()
 def show(
-    data: Annotated[str, typer.Argument(help="A data file, a config or a run folder.")],
-    row: Annotated[int, typer.Option(help="Which example, from 1.", min=1)] = 1,
+    data: Annotated[str, typer.Argument(help="A config, a run folder, or a file of examples.")],
     model: Annotated[str | None, typer.Option(help="Whose tokenizer and template; by default the config's, or acorn.")] = None,
+    row: Annotated[list[str] | None, typer.Option(metavar="LINE", help="The row that starts at this line, or FILE:LINE; repeatable.")] = None,
+    search: Annotated[str | None, typer.Option(help="Rows that hold this text.")] = None,
+    worst: Annotated[int | None, typer.Option(min=1, help="This many of the longest, the oddest, the least trained and the cut rows.")] = None,
+    packed: Annotated[bool, typer.Option("--packed", help="What a step computes with training.packing, with the borders of documents.")] = False,
+    step: Annotated[int, typer.Option(min=1, help="With --packed: which step.")] = 1,
+    most: Annotated[int, typer.Option(min=1, help="Rows shown of those that --search or --packed finds.")] = 10,
+    prompt: Annotated[str | None, typer.Option(help='Template of the prompt, as "Spam or ham? {text}".')] = None,
+    completion: Annotated[str | None, typer.Option(help='Template of the answer, as "{label}".')] = None,
+    validation: Annotated[str | None, typer.Option(help="A share or a file.")] = None,
+    test: Annotated[str | None, typer.Option(help="A share or a file.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of the longest example.")] = None,
     sets: Sets = None,
+    html: Annotated[Path | None, typer.Option("--html", "--output", help="Also write a page.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Paint one example's tokens: trained, ignored and special, with its source line."""
-    from tunesmith.paint import example_tokens, show_example
+    """Paint rows token by token: what is learned, what is ignored, what the length limit cuts."""
+    given = [flag for flag, value in (("--row", row), ("--search", search), ("--worst", worst), ("--packed", packed or None)) if value is not None]
+    if len(given) > 1:
+        raise BadInput("rows are chosen in one way at a time", where=" ".join(given), fix=given[0])
+    if step != 1 and not packed:
+        raise BadInput("--step belongs to --packed", where=f"--step {step}", fix="--packed too")
+    flags = {
+        "model": model, "data.prompt": prompt, "data.completion": completion, "data.validation": _share_or_file(validation),
+        "data.test": _share_or_file(test), "training.max_length": max_length,
+    }  # fmt: skip
+    spelled = {
+        f"{key}={json.dumps(value)}": f"--{key.rpartition('.')[2].replace('_', '-')} {value}" for key, value in flags.items() if value is not None
+    }
+    from tunesmith import paint
 
+    wanted = paint.Wanted(row or (), search, worst, packed, step, most)
     with _keys_are_set():
-        if as_json:
-            _print(example_tokens(data, row, model, sets or []))
-        else:
-            show_example(data, row, model, sets or [])
+        found = paint.show(data, wanted, [*spelled, *(sets or [])], spelled, html, as_json)
+    if found is not None:
+        _print(found)
+    elif html is not None:
+        typer.echo(f"page: {html}")
 
 
 @app.command()
@@ -423,12 +611,13 @@ def quantize(
     block_size: Annotated[int | None, typer.Option(help="Weights that share a scale; 64, and for 8 bits a row.")] = None,
     double: Annotated[bool | None, typer.Option("--double/--no-double", help="Keep the scales in 8 bits too.")] = None,
     clip: Annotated[float | None, typer.Option(help="Percentile of sizes beyond which weights saturate (int and affine).")] = None,
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="The token embeddings and the head too.")] = False,
     dtype: Annotated[str, typer.Option(help="Of what is not quantised: bfloat16 or float32.")] = "bfloat16",
     study: Annotated[bool, typer.Option("--study", help="Write no model, but a page of what each scheme loses.")] = False,
     text: Annotated[Path | None, typer.Option(help="With --study: the text to measure on; else the packaged examples.")] = None,
 ) -> None:
     """Store a model's linear layers in few bits; or, with --study, show what that loses."""
-    from tunesmith.exports.quantized import write_quantized
+    from tunesmith.exports.quantized import write_quantized, written_dtype
     from tunesmith.quant.scheme import find_scheme
     from tunesmith.study_page import write_study_of
 
@@ -437,9 +626,10 @@ def quantize(
     if study and scheme is None and (double is not None or clip is not None):
         raise BadInput("--double and --clip belong to a scheme", where="--study", fix="--scheme int4 --clip 98: studied beside the others")
     with _flags():
-        chosen = find_scheme(scheme or "nf4", block_size, double, clip)
+        written_dtype(dtype)
+        chosen = find_scheme(scheme or "nf4", block_size, double, clip, embeddings)
         if study:
-            said = write_study_of(model, output, text, block_size, chosen if scheme is not None else None, dtype)
+            said = write_study_of(model, output, text, block_size, chosen if scheme is not None else None, dtype, embeddings)
         else:
             said = write_quantized(model, chosen, output, dtype)
     typer.echo("\n".join(said))
@@ -455,32 +645,35 @@ def merge(
     scheme: Annotated[str | None, typer.Option(help="Quantise the result again, as nf4; what that costs is measured too.")] = None,
     block_size: Annotated[int | None, typer.Option(help="With --scheme: weights that share a scale.")] = None,
     double: Annotated[bool | None, typer.Option("--double/--no-double", help="With --scheme: keep the scales in 8 bits too.")] = None,
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="With --scheme: the token embeddings and the head too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fold an adapter into its base, and measure how far the result is from base + adapter."""
-    if scheme is None and (block_size is not None or double is not None):
-        raise BadInput("--block-size and --double belong to a scheme", where="tunesmith merge", fix="--scheme nf4")
+    if scheme is None and (block_size is not None or double is not None or embeddings):
+        what = "--block-size, --double and --embeddings belong to a scheme"
+        raise BadInput(what, where="tunesmith merge", fix="--scheme nf4")
     from tunesmith import api
     from tunesmith.quant.scheme import find_scheme
 
     with _flags():
-        chosen = find_scheme(scheme, block_size, double) if scheme is not None else None
+        chosen = find_scheme(scheme, block_size, double, embeddings=embeddings) if scheme is not None else None
         result = api.merge(run, output, model=model, data=data, dtype=dtype, scheme=chosen)
     if as_json:
         _print({"model": str(output), **result})
         return
-    print_parity({**result["parity"], "the base alone": result["without_adapter"]})
+    print_parity({**result["parity"], "the base alone": result["without_adapter"]}, result["computed_in"])
     typer.echo(f"model: {output}")
     typer.echo(f"try:   tunesmith chat {shlex.quote(str(output))}")
 
 
-def print_parity(parity: dict[str, dict[str, float]]) -> None:
-    """One line for each form of the merged model, and one for the base, as a measure."""
+def print_parity(parity: dict[str, dict[str, float]], computed_in: str) -> None:
+    """One line for each form of the merged model, and one for the base, as a measure. computed_in: dtype of all their products."""
     from rich.console import Console
     from rich.table import Table
 
     positions, answers = (next(iter(parity.values()))[key] for key in ("positions", "answers"))
-    table = Table(title=f"against base + adapter, at {positions:,} positions of which {answers:,} answer", min_width=80)
+    title = f"against base + adapter, computed in {computed_in}, at {positions:,} positions of which {answers:,} answer"
+    table = Table(title=title, min_width=92)
     for column in ("", "max |Δlogit|", "mean KL (nats)", "top-1 agreement", "in answers"):
         table.add_column(column, justify="right" if column else "left")
     for name, found in parity.items():

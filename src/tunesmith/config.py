@@ -9,50 +9,109 @@ returned as text to print; a setting that the chosen method would not read is an
 documentation: docs/configuration.md and `tunesmith init` are made from them.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
 from tunesmith.errors import BadInput, nearest
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*(?:\.\d[\w-]*)*(?:/[\w.-]+)?(?::[\w.-]+)?")  # no file: no extension
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Similarity = Annotated[float, Field(ge=0.5, le=1.0)]  # below, MinHash would take unrelated texts for candidates
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+Format = Literal["auto", "messages", "pairs", "alpaca", "instances", "text"]
+
+
+class DataEntry(Section):
+    """One of several datasets: where it is, and what of `data` is otherwise for it than for the others (None: nothing is)."""
+
+    path: str = Field(description="a file, a folder or a hub name, as in data.train")
+    task: str | None = Field(None, min_length=1, description="what the dataset is called; by default as its file")
+    weight: float = Field(1.0, gt=0, description="how much more often than data.mixing says its rows are trained on")
+    limit: int | None = Field(None, ge=1, description="this many of its rows at most, chosen by hash")
+    format: Format | None = None
+    columns: list[str] | None = None
+    header: bool | None = None
+    quoting: bool | None = None
+    prompt: str | list[str] | None = None
+    completion: str | None = None
+    system: str | None = None
+    examples: int | None = Field(None, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _given_keys(self, all_keys: Any) -> dict[str, Any]:
+        return {key: value for key, value in all_keys(self).items() if value is not None}
+
+    def settings(self) -> dict[str, Any]:
+        """The keys of `data` that this entry sets. A format of its own needs none of the common columns and templates."""
+        own = {key: value for key in DataConfig.model_fields if (value := getattr(self, key, None)) is not None and key != "limit"}
+        return own if self.format in (None, "pairs") else {"prompt": None, "completion": None, "columns": None} | own
+
+
 class DataConfig(Section):
     """Where the examples are and how a row becomes one."""
 
-    train: str = Field(description="file of examples: JSONL, JSON, CSV, TSV, Parquet or text, also .gz")
-    validation: Share | str | None = Field(
-        None, description="a share of train or a file; used for choices: best checkpoint, early stopping"
+    train: str | list[str | DataEntry] = Field(
+        description="a file (JSONL, JSON, CSV, TSV, Parquet, Arrow or text, also .gz), a folder of them, a hub dataset (owner/name:split), "
+        "or a list of these: a mixture of tasks, each by its path or as {path, task, weight, limit, format, prompt …}"
     )
-    test: Share | str | None = Field(None, description="a share of train or a file; used for the reported figures only")
-    format: Literal["auto", "messages", "pairs", "alpaca", "text"] = Field(
-        "auto", description="auto: recognised from the first rows and said aloud"
+    validation: Share | str | list[str | DataEntry] | None = Field(
+        None, description="a share of train, or files as in train; used for choices: best checkpoint, early stopping"
     )
+    test: Share | str | list[str | DataEntry] | None = Field(
+        None, description="a share of train, or files as in train; used for the reported figures only"
+    )
+    held_out: list[str] = Field([], description="names of tasks in train that are never trained on: their rows are test rows")
+    mixing: Literal["proportional", "equal", "temperature"] = Field(
+        "proportional", description="a task's share of the training rows: as its number of rows, the same for all, or rows^(1/temperature)"
+    )
+    temperature: float = Field(2.0, ge=1, description="of data.mixing: temperature; 1 is proportional, a large one nearly equal")
+    cap: int | None = Field(None, ge=1, description="rows of a task that data.mixing counts at most (Raffel et al. 2020, arXiv 1910.10683)")
+    format: Format = Field("auto", description="auto: recognised from the first rows and said aloud")
     columns: list[str] | None = Field(None, description="column names, for CSV and TSV without a header")
     header: bool = Field(True, description="CSV and TSV: the first line holds the column names")
     quoting: bool = Field(True, description='CSV and TSV: "…" may hold separators and line ends; false for files with stray quotes')
-    prompt: str | None = Field(
-        None, description='what the model is given, with columns in braces: "Spam or ham?\\n\\n{text}"; {name:json} inserts as JSON'
+    prompt: str | list[str] | None = Field(
+        None,
+        description='what the model is given, with columns in braces: "Spam or ham?\\n\\n{text}"; {name:json} inserts as JSON; '
+        "of a list of phrasings each training row takes one, by a hash of its content, and the test rows the first",
     )
     completion: str | None = Field(None, description='what it should answer: "{label}"')
     system: str | None = Field(None, description="a system message put before each conversation that has none")
+    examples: int = Field(0, ge=0, description="task files with instances: positive_examples shown before each input")
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: the tokenizer's own template; plain: text and a stop token; auto: chat if the tokenizer has a template"
+    )
+    thinking: Literal["keep", "strip", "untrained"] = Field(
+        "keep",
+        description="what answers think first (<think>…</think>): keep: learned with the answer; strip: left out; untrained: shown, not learned",
     )
     on_too_long: Literal["error", "drop", "truncate"] = Field(
         "error", description="an example longer than training.max_length; drop and truncate are counted"
     )
     on_bad_row: Literal["error", "skip"] = Field("error", description="a row that cannot be read; skip counts them")
+    answer_schema: str | None = Field(
+        None, description="a file with a JSON Schema (draft 2020-12) that every answer must fulfil: rows that break it stop the run, by line"
+    )
     duplicates: Literal["keep", "drop"] = Field("keep", description="rows equal to an earlier one; kept ones never straddle a split")
+    near_duplicates: Similarity | Literal["off"] = Field(
+        0.8,
+        description="prompts that share this much of their words and word pairs are near copies: they stay in one split, and training rows "
+        "nearly asking what a held-out file asks are removed, counted; off: only prompts equal but for case and spacing",
+    )
+    group_by: str | None = Field(
+        None, description="a column such as author or document: rows with one value stay in one split, and are removed beside a held-out file"
+    )
     limit: int | None = Field(
         None,
         ge=1,
@@ -62,8 +121,66 @@ class DataConfig(Section):
 
     @field_validator("train", "validation", "test")
     @classmethod
-    def _home(cls, value: float | str | None) -> float | str | None:
-        return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
+    def _home(cls, value: Any) -> Any:
+        if isinstance(value, list) and not value:
+            raise ValueError("should name at least one file")
+        return each_path(value, lambda path: str(Path(path).expanduser()) if path.startswith("~") else path)
+
+    @field_validator("validation", "test")
+    @classmethod
+    def _weightless(cls, value: Any) -> Any:
+        if any(isinstance(entry, DataEntry) and entry.weight != 1 for entry in (value if isinstance(value, list) else ())):
+            raise ValueError("a weight is for data.train: every row is measured once")
+        return value
+
+    @field_validator("near_duplicates", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # YAML 1.1 reads on and off as true and false
+            return cls.model_fields["near_duplicates"].default if value else "off"
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _phrasings(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list) and (not value or len(set(value)) < len(value)):
+            raise ValueError("should be one text, or a list of different ones")
+        return value
+
+    @property
+    def phrasings(self) -> tuple[str, ...]:
+        """The templates of the prompt; the first is the one that is evaluated."""
+        return () if self.prompt is None else (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
+
+    @property
+    def form(self) -> str | None:
+        """The template that the prompts of all datasets have, in its first phrasing; None where there is none."""
+        own = isinstance(self.train, list) and any(isinstance(e, DataEntry) and (e.prompt or e.format) for e in self.train)
+        return self.phrasings[0] if self.phrasings and not own else None
+
+    @property
+    def has_test(self) -> bool:
+        return self.test is not None or bool(self.held_out)
+
+
+def each_path(value: Any, change: Callable[[str], str]) -> Any:
+    """`data.train`, `data.validation` or `data.test` with every path in it changed; a share or None stays."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [e.model_copy(update={"path": change(e.path)}) if isinstance(e, DataEntry) else each_path(e, change) for e in value]
+    return value
+
+
+def first_path(config: DataConfig) -> str:
+    """The path of data.train, or the first of several: where a complaint about all of it points."""
+    first = config.train if isinstance(config.train, str) else config.train[0]
+    return first if isinstance(first, str) else first.path
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path that is not there may name a dataset of the hub: owner/name, owner/name/subset, each also with :split."""
+    return HUB_NAME.fullmatch(path) is not None and not Path(path.rpartition(":")[0] or path).exists() and not Path(path).exists()
 
 
 class LoraConfig(Section):
@@ -94,6 +211,7 @@ class QuantizationConfig(Section):
     clip: float | None = Field(
         None, description="int and affine schemes: percentile of sizes beyond which weights saturate; by default none"
     )
+    embeddings: bool = Field(False, description="the token embeddings and the head too; by default they stay in 16 bits")
 
 
 class FullConfig(Section):
@@ -110,6 +228,13 @@ class TrainingConfig(Section):
     epochs: float = Field(3.0, gt=0, description="passes over the training rows")
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     batch_size: int = Field(16, ge=1, description="examples per optimizer step, however they are cut into micro-batches or over processes")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="instead of batch_size: a step takes the next examples while they are at most this many tokens together"
+    )
+    packing: bool = Field(
+        False,
+        description="examples side by side in rows of up to micro_batch_tokens, no attention from one to another: the same steps without padding",
+    )
     micro_batch_size: int | None = Field(None, ge=1, description="examples computed at once; by default as many as fit micro_batch_tokens")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens, padding included, computed at once; memory grows with it")
     gradient_checkpointing: bool = Field(
@@ -161,8 +286,13 @@ class EvaluationConfig(Section):
 
     task: Literal["auto", "label", "json", "text"] = Field("auto", description="which metrics fit; auto: from the reference answers")
     max_new_tokens: int | None = Field(None, ge=1, description="of an answer; by default a little more than the longest reference")
-    limit: int | None = Field(None, ge=1, description="rows measured (the first ones); by default all")
+    limit: int | None = Field(None, ge=1, description="rows measured (the first ones, evenly from each task); by default all")
     batch_size: int = Field(64, ge=1, description="prompts answered at once")
+    choices: str = Field(
+        "auto",
+        description="answers that are also compared by likelihood: labels (where the references are labels), a column that lists each row's, or "
+        "none; auto: labels where rows come from several tasks",
+    )
 
 
 class Run(Section):
@@ -185,7 +315,9 @@ class Run(Section):
     def _named_after_its_data(cls, raw: Any) -> Any:
         data = raw.get("data") if isinstance(raw, Mapping) else None
         train = data.get("train") if isinstance(data, Mapping) else getattr(data, "train", None)
-        return {**raw, "output": default_output(train)} if isinstance(train, str) and raw.get("output") is None else raw
+        first = train[0] if isinstance(train, list) and train else train
+        first = first.get("path") if isinstance(first, Mapping) else getattr(first, "path", first)  # not validated yet
+        return {**raw, "output": default_output(first)} if isinstance(first, str) and raw.get("output") is None else raw
 
     @field_validator("model", "output")
     @classmethod
@@ -197,7 +329,7 @@ class Run(Section):
 
 def default_output(name: str) -> str:
     """The run folder of a config or a data file that names none."""
-    return f"runs/{Path(name).name.split('.')[0] or 'run'}"
+    return f"runs/{Path(name).name.partition(':')[0].split('.')[0] or 'run'}"
 
 
 # Keys of Axolotl, LLaMA-Factory, TRL/transformers, PEFT, Unsloth and torchtune, and where they go here.
@@ -212,7 +344,7 @@ PEER_KEYS: dict[str, str] = {
     "max_steps": "training.steps", "warmup_ratio": "training.warmup", "warmup_steps": "training.warmup", "lr": "training.learning_rate",
     "lr_scheduler": "training.schedule", "lr_scheduler_type": "training.schedule", "cutoff_len": "training.max_length",
     "sequence_len": "training.max_length", "max_seq_length": "training.max_length", "max_seq_len": "training.max_length",
-    "gradient_clipping": "training.max_grad_norm", "optim": "training.optimizer",
+    "gradient_clipping": "training.max_grad_norm", "sample_packing": "training.packing", "neat_packing": "training.packing", "optim": "training.optimizer",
     "bnb_4bit_quant_type": "quantization.scheme", "quantization_type": "quantization.scheme",
     "bnb_4bit_use_double_quant": "quantization.double", "double_quantization": "quantization.double", "bnb_4bit_compute_dtype": "training.dtype",
     "adam_beta1": "training.beta1", "adam_beta2": "training.beta2", "adam_epsilon": "training.epsilon", "eval_steps": "training.validate_every",
@@ -309,25 +441,32 @@ def _translate(key: str, value: Any) -> tuple[dict[str, Any], str] | None:
             fix="leave it out, or data.template: chat or plain",
         )
     if key == "datasets":
-        return _one_dataset(value), ""
+        return _datasets(value), ""
     return None
 
 
-def _one_dataset(value: Any) -> dict[str, Any]:
-    """Axolotl's `datasets: [{path: F, type: T}]` with one entry that one file of ours can be."""
-    entries = value if isinstance(value, list) else [value]
-    entry = entries[0] if entries else None
-    if len(entries) != 1 or not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
-        fix = f"data.train: FILE{' (join the files into one)' if len(entries) > 1 else ''}"
-        raise BadInput("data come from one file", where=f"datasets: {len(entries)} entries", fix=fix)
-    settings: dict[str, Any] = {"data.train": entry["path"]}
-    rest = {key: inner for key, inner in entry.items() if key not in ("path", "type", "ds_type") and inner is not None}
-    kind = entry.get("type")
+def _datasets(value: Any) -> dict[str, Any]:
+    """Axolotl's `datasets: [{path: F, type: T}, …]` as data.train: one file, or a list of entries."""
+    entries = [_dataset(entry) for entry in (value if isinstance(value, list) else [value])]
+    if not entries:
+        raise BadInput("there is no dataset", where="datasets", fix="data.train: FILE")
+    if len(entries) > 1:
+        return {"data.train": [entry["path"] if list(entry) == ["path"] else entry for entry in entries]}
+    return {"data.train" if key == "path" else f"data.{key}": inner for key, inner in entries[0].items()}
+
+
+def _dataset(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
+        raise BadInput(f"this entry has no path: {entry!r}"[:200], where="datasets", fix="data.train: FILE")
+    kind, path = entry.get("type"), entry["path"]
+    split = entry.get("split")
+    rest = {key: inner for key, inner in entry.items() if key not in ("path", "type", "ds_type", "split") and inner is not None}
     if rest or (kind is not None and (not isinstance(kind, str) or kind not in PEER_DATA_TYPES)):
         what = ", ".join(map(str, rest)) or f"type {kind}"
-        fix = f"data.train: {entry['path']}, and data.format, or data.prompt and data.completion, for what a row is"
+        fix = f"data.train: {path}, and data.format, or data.prompt and data.completion, for what a row is"
         raise BadInput(f"{what} cannot be converted", where="datasets", fix=fix)
-    return settings if kind is None else {**settings, "data.format": PEER_DATA_TYPES[kind]}
+    path = f"{path}:{split}" if isinstance(split, str) else path
+    return {"path": path} if kind is None else {"path": path, "format": PEER_DATA_TYPES[kind]}
 
 
 def _renamed(path: str, value: Any) -> Any:
@@ -495,7 +634,8 @@ def validate(
         raise BadInput(problem.what, where=_set_by(path, overrides, spelled) or where, fix=problem.fix) from None
     must_be_read(run, where, lambda path: _set_by(path, overrides, spelled))
     given = set(converted.get("quantization") or ())
-    if run.method != "qlora" and given and given != set(QuantizationConfig.model_fields):  # a saved run spells out all of them
+    all_of_them = set(QuantizationConfig.model_fields)
+    if run.method != "qlora" and given and given not in (all_of_them, all_of_them - {"embeddings"}):  # a saved run spells out all that there were
         key = f"quantization.{sorted(given)[0]}"
         raise BadInput(
             f"method {run.method} does not read {key}",
@@ -515,6 +655,30 @@ def must_be_read(run: Run, where: str = "the run", set_by: Any = lambda path: No
             f"method {run.method} does not read {', '.join(paths)}", where=set_by(paths[0]) or where,
             fix=f"method: {other}, or leave {'it' if len(paths) == 1 else 'them'} out",
         )  # fmt: skip
+    training = run.training
+    if training.batch_tokens is not None and training.batch_size != TrainingConfig.model_fields["batch_size"].default:
+        raise BadInput(
+            f"a step has training.batch_size: {training.batch_size} examples or training.batch_tokens: {training.batch_tokens}, not both",
+            where=set_by("training.batch_tokens") or set_by("training.batch_size") or where, fix="leave one of them out",
+        )  # fmt: skip
+    if training.packing and training.micro_batch_size is not None:
+        raise BadInput(
+            "packed rows are cut by tokens, so training.micro_batch_size would not be read",
+            where=set_by("training.micro_batch_size") or set_by("training.packing") or where,
+            fix="training.micro_batch_tokens bounds a row; a step of packed rows, as other tools count it, is training.batch_tokens",
+        )  # fmt: skip
+    mixing = run.data.mixing
+    for key, needed in (("temperature", mixing == "temperature"), ("cap", mixing != "equal")):
+        if not needed and getattr(run.data, key) != DataConfig.model_fields[key].default:
+            path = f"data.{key}"
+            where_set = set_by(path) or where
+            raise BadInput(f"data.mixing: {mixing} does not read {path}", where=where_set, fix="data.mixing: temperature, or leave it out")
+    if run.data.group_by is not None and run.data.validation is None and not run.data.has_test:
+        raise BadInput(
+            "data.group_by without rows held out has no effect",
+            where=set_by("data.group_by") or where,
+            fix="data.validation: 0.1, or leave it out",
+        )
     if run.data.validation is None:
         for key in ("early_stopping", "validate_every"):
             if getattr(run.training, key) is not None:
@@ -569,6 +733,9 @@ def _first_problem(error: ValidationError, where: str) -> BadInput:
         path = "data.train" if path == "data" else path
         return BadInput(f'"{path}" is missing', where=where, fix=_describe(known, path))
     given = problem.get("input")
+    inside = [e for e in error.errors() if e["loc"][:2] == problem["loc"][:2] and any(isinstance(part, int) for part in e["loc"])]
+    if isinstance(given, list) and inside:
+        return _problem_of_entry(max(inside, key=lambda e: len(e["loc"])), path, where)
     if path in sections() and not isinstance(given, Mapping):
         key = {"quantization": "scheme", "data": "train", "lora": "rank", "training": "epochs"}.get(path) or next(iter(sections()[path].model_fields))
         fix = f"{path}.{key}: {given}" if path in ("quantization", "data") else f"{path}.{key}: …; docs/configuration.md lists the others"
@@ -584,21 +751,46 @@ def _first_problem(error: ValidationError, where: str) -> BadInput:
     return BadInput(f'"{path}" cannot be {given!r}: {message[0].lower() + message[1:]}', where=where, fix=_describe(known, path))
 
 
+def _problem_of_entry(problem: Any, path: str, where: str) -> BadInput:
+    """A fault inside a list, as of datasets: named by the entry and its key."""
+    place = next(index for index, part in enumerate(problem["loc"]) if isinstance(part, int))
+    entry = f'entry {problem["loc"][place] + 1} of "{path}"'
+    key = next((str(part) for part in problem["loc"][place + 1 :] if part in DataEntry.model_fields), "")
+    given = repr(problem["input"])[:80]
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        return BadInput(f'{entry} has the unknown key "{key}"', where=where, fix=nearest(key, DataEntry.model_fields))
+    if problem["type"] == "missing":
+        return BadInput(f"{entry} has no {key}: {given}", where=where, fix=f"{path}: [{{{key}: FILE}}]")
+    message = problem["msg"].removeprefix("Value error, ")
+    known = known_keys()
+    fix = DataEntry.model_fields[key].description if key else None
+    return BadInput(
+        f"{f'{key} of ' if key else ''}{entry} cannot be {given}: {message[0].lower() + message[1:]}",
+        where=where,
+        fix=f"{key}: {fix}" if fix else _describe(known, f"data.{key}" if key else path),
+    )
+
+
 def _describe(known: Mapping[str, Any], path: str) -> str:
     field = known.get(path)
     return f"{path}: {field.description}" if field is not None and field.description else f"see docs/configuration.md for {path}"
 
 
 def _value_of(path: str, text: str, where: str) -> Any:
-    """Text read as YAML; but for a key that takes only text, "{label}" is that text and not a YAML mapping."""
+    """Text read as YAML; but for a key that takes text (or a list), "{label}" is that text and not a YAML mapping."""
     field = known_keys().get(_meant(path) or path)
-    only_text = field is not None and field.annotation in (str, str | None)
+    kind = None if field is None else field.annotation
+    texts, paths = str | list[str] | None, DataConfig.model_fields["train"].annotation
+    only_text = kind in (str, str | None, texts, paths)
     try:
         value = parse_yaml(text, where)
     except BadInput:
         if only_text:
             return text
         raise
+    if isinstance(value, list) and (kind == paths or (kind == texts and all(isinstance(one, str) for one in value))):
+        return value
     return value if not only_text or value is None or isinstance(value, str) else text
 
 
@@ -661,7 +853,11 @@ def with_absolute_paths(run: Run) -> Run:
     def whole(path: str | None) -> str | None:
         return str(Path(path).expanduser().absolute()) if path is not None else None
 
-    data = {key: whole(value) for key in ("train", "validation", "test") if isinstance(value := getattr(run.data, key), str)}
+    def whole_or_hub(path: str) -> str:
+        return path if is_hub_name(path) else str(Path(path).expanduser().absolute())
+
+    data = {key: each_path(getattr(run.data, key), whole_or_hub) for key in ("train", "validation", "test")}
+    data["answer_schema"] = whole(run.data.answer_schema)
     model = whole(run.model) if run.model != "acorn" and Path(run.model).expanduser().exists() else run.model
     lora = run.lora.model_copy(update={"continue_from": whole(run.lora.continue_from)})
     output = str(Path(run.output).expanduser())

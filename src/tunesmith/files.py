@@ -53,8 +53,18 @@ def _replace(path: Path, n_bytes: int, write: Callable[[Path], None]) -> None:
 
 
 def must_be_new(output: Path) -> None:
-    if output.exists() or output.is_symlink():
-        raise BadInput("there is something at the output already", where=str(output), fix="choose another --output, or remove it first")
+    """Nothing is at `output` yet, and a folder can be made there: tried, and taken away again, so that this is known before the work."""
+    with explain_disk(output):
+        if output.exists() or output.is_symlink():
+            raise BadInput("there is something at the output already", where=str(output), fix="choose another --output, or remove it first")
+        made: list[Path] = []
+        try:
+            for folder in reversed([output, *(parent for parent in output.parents if not parent.exists())]):
+                folder.mkdir()
+                made.append(folder)
+        finally:
+            for folder in reversed(made):
+                folder.rmdir()
 
 
 @contextmanager

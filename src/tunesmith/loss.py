@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tunesmith.data.batches import IGNORED, Batch, collate, cut
+from tunesmith.data.batches import IGNORED, Batch, collate, collate_row, cut
+from tunesmith.data.packing import pack
 from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
 from tunesmith.kernels.linear_nll import linear_nll
+from tunesmith.model.attention import documents
+from tunesmith.model.frozen import QuantizedLinear, dense_weight
 
 
 class Nll(NamedTuple):
@@ -44,26 +47,35 @@ class Scored(nn.Module):
         autocast = self.compute_dtype == torch.bfloat16 and weights_dtype == torch.float32
         at = torch.nonzero(batch.labels_BT.flatten() != IGNORED)[:, 0]
         target_N = batch.labels_BT.flatten()[at]
-        with torch.autocast(batch.ids_BT.device.type, dtype=torch.bfloat16, enabled=autocast):
+        reads = {"input_ids": batch.ids_BT, "use_cache": False}
+        if batch.positions_BT is not None:
+            reads["position_ids"] = batch.positions_BT
+        in_compute_dtype = torch.autocast(batch.ids_BT.device.type, dtype=torch.bfloat16, enabled=autocast)
+        with in_compute_dtype, documents(self.model, batch.document_BT):
             if self.why_full_logits is not None:
-                logits_BTV = self.model(input_ids=batch.ids_BT, use_cache=False).logits
+                logits_BTV = self.model(**reads).logits
                 logits_NV = logits_BTV.flatten(0, 1).index_select(0, at).float()
                 return Nll(nn.functional.cross_entropy(logits_NV, target_N, reduction="sum"), batch.n_trained)
-            hidden_BTD = self.model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+            hidden_BTD = self.model.base_model(**reads).last_hidden_state
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, at).to(self.compute_dtype)
         head = self.model.get_output_embeddings()
-        return Nll(linear_nll(hidden_ND, head.weight, getattr(head, "bias", None), target_N), batch.n_trained)
+        # a quantised head lies in a buffer until the next layer is used: linear_nll is done with it when it returns, gradients included
+        return Nll(linear_nll(hidden_ND, dense_weight(head, hidden_ND.dtype), getattr(head, "bias", None), target_N), batch.n_trained)
 
 
 @torch.no_grad()
-def nll_of(scored: Scored, examples: Sequence[Example], micro_batch_tokens: int) -> tuple[float, int]:
-    """Summed loss and trained tokens of all examples in evaluation mode; each batch is reduced to a number at once (FAILURES 9)."""
+def nll_of(scored: Scored, examples: Sequence[Example], micro_batch_tokens: int, packing: bool = False) -> tuple[float, int]:
+    """Summed loss and trained tokens of all examples in evaluation mode; each batch is reduced to a number at once (FAILURES 9).
+
+    packing   in rows of documents side by side, for a model that keeps them apart (model/attention.py)
+    """
     total, count = 0.0, 0
     device = next(scored.parameters()).device
     was_training = scored.training
     scored.eval()
-    for group in cut(examples, micro_batch_tokens):
-        nll = scored(collate(group).to(device))
+    batches = map(collate_row, pack(examples, micro_batch_tokens)) if packing else map(collate, cut(examples, micro_batch_tokens))
+    for batch in batches:
+        nll = scored(batch.to(device))
         total, count = total + float(nll.sum), count + nll.count
     scored.train(was_training)
     return total, count
@@ -76,7 +88,7 @@ def _why_full_logits(model: Any) -> str | None:
     The head's own answer is replaced by numbers up to ±100, since a cap at 30 hardly moves the small logits of a few ids.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
+    if not isinstance(head, nn.Linear | QuantizedLinear):
         return "the head is not one linear layer"
     seen: dict[str, Tensor] = {}
 

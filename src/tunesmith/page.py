@@ -42,6 +42,7 @@ summary { cursor: pointer; color: var(--soft); }
 .scores th, .scores td { white-space: nowrap; }
 .scores th:not(:first-child), .scores td { text-align: right; }
 .scores tbody th, .facts th { font-weight: 400; }
+.scores tbody th.long { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
 .facts th { color: var(--soft); max-width: 15rem; overflow-wrap: break-word; }
 .better { color: var(--good); }
 .worse { color: var(--bad); }

@@ -1,88 +1,204 @@
-"""One example as the model sees it: every token, and whether it is trained, ignored or a control token.
+"""Rows on the terminal: every token painted as learned, ignored, a control token, or cut off.
 
 tunesmith show sms.yaml --row 418
+tunesmith show sms.yaml --search "free entry" --html rows.html
+tunesmith show sms.yaml --worst 3
+tunesmith show sms.yaml --packed                # rows of a packed step, with the borders of their documents
 """
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from tunesmith.config import load_run, validate
-from tunesmith.data.formats import read_conversations
-from tunesmith.data.template import Example, Renderer
+from tunesmith import preflight
+from tunesmith.config import Run
+from tunesmith.data.batches import StepRows
+from tunesmith.data.conversation import has_thinking
+from tunesmith.data.formats import BadRow
+from tunesmith.data.packing import pack
+from tunesmith.data.rows import THINKING, load_parts, load_rows
+from tunesmith.data.show import Row, Seen, at_lines, facts, holding, look, look_packed, worst
+from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
-from tunesmith.model.load import find_model, load_tokenizer
+from tunesmith.files import explain_disk
+from tunesmith.progress import counted, progress
+from tunesmith.show_page import write_rows
 
-STYLES = {"trained": "black on green", "ignored": "dim", "control": "bold magenta", "trained control": "bold white on dark_green"}
+STYLES = {
+    "trained": "black on green", "ignored": "dim", "control": "bold magenta", "trained control": "bold white on dark_green", "cut": "strike red",
+}  # fmt: skip
+MOST_TOKENS = 4000  # of an example on the terminal
 
 
-def _examples_of(data: str, row: int, model: str | None, sets: list[str]) -> tuple[list[Example], Renderer, list[str]]:
-    """The examples that a row (from 1, in file order) becomes, what they were rendered with, and what was said on the way.
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows: lines, a text they hold, the worst of each kind, or those of a packed step; by default the first row.
 
-    data    a data file, a config or a run folder
-    model   whose tokenizer; None: the one that the config names, or acorn
+    most   rows that are shown of those that hold the text, or of a packed step
     """
-    place = Path(data)
-    if (place / "config.yaml").is_file():
-        place = place / "config.yaml"
-    if place.suffix in (".yaml", ".yml"):
-        run, _ = load_run(place, sets)
+
+    lines: Sequence[str] = ()
+    text: str | None = None
+    worst: int | None = None
+    packed: bool = False
+    step: int = 1
+    most: int = 10
+
+
+def show(
+    data: str, wanted: Wanted, overrides: Sequence[str], spelled: dict[str, str], html: Path | None, as_json: bool
+) -> dict[str, Any] | None:
+    """Show rows of a data file, a config or a run folder; returns what a program reads if `as_json`.
+
+    Raises BadInput for rows that are not there or cannot be rendered, unless they are looked for as the worst.
+    """
+    subject = preflight.subject_of(data, overrides, spelled)
+    renderer, max_length = preflight.renderer_of(subject.run)
+    said = list(subject.said)
+    if wanted.packed:
+        seen, more = _packed(subject.run, renderer, max_length, wanted)
+        said += more
     else:
-        run, _ = validate({"model": "acorn", "data": {"train": data}}, data, sets)
-    config, model = run.data, model or run.model
-    read = read_conversations(config)
-    if row > len(read.conversations):
-        raise BadInput(f"there are {len(read.conversations):,} examples", where=f"--row {row}", fix=f"--row 1 to {len(read.conversations)}")
-    conversation = read.conversations[row - 1]
-    renderer = Renderer(load_tokenizer(find_model(model)), config.template)
-    return renderer.render(conversation), renderer, [*read.said, renderer.describe()]
+        said.append(renderer.describe())
+        for opened in subject.files:
+            if opened.error is not None:
+                raise opened.error
+            said += opened.read.said if opened.read is not None else []
+        rows = [Row(opened.part, c) for opened in subject.files if opened.read is not None for c in opened.read.conversations]
+        skipped = [bad for opened in subject.files if opened.read is not None for bad in opened.read.skipped]
+        seen, more = _chosen(rows, skipped, renderer, max_length, subject.run.data.on_too_long, wanted)
+        said += more
+    if html is not None:
+        with explain_disk(html):
+            html.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(seen, said, html, data)
+    if as_json:
+        return as_data(seen, said, html)
+    paint(seen, said)
+    return None
 
 
-def example_tokens(data: str, row: int, model: str | None, sets: list[str]) -> dict[str, Any]:
-    """A row's tokens for a program: {"said", "examples": [{"source", "tokens": [{"id", "text", "trained", "control"}]}]}."""
-    examples, renderer, said = _examples_of(data, row, model, sets)
+def _chosen(
+    rows: Sequence[Row], skipped: Sequence[BadRow], renderer: Renderer, max_length: int, policy: str, wanted: Wanted
+) -> tuple[list[Seen], list[str]]:
+    if not rows:
+        raise BadInput(
+            "no row can be shown", where=skipped[0].source if skipped else "the data", fix=skipped[0].problem if skipped else "give rows"
+        )
+    said: list[str] = []
+    if wanted.lines:
+        picked = [(row, "") for row in at_lines(rows, skipped, wanted.lines)]
+    elif wanted.text is not None:
+        found = holding(rows, wanted.text)
+        if not found:
+            raise BadInput(
+                "no row holds this text", where=f"--search {wanted.text!r}", fix="fewer words; small and capital letters are alike"
+            )
+        said.append(
+            f'{counted(len(found), "row")} with "{wanted.text}"' + (f", the first {wanted.most:,} here" if len(found) > wanted.most else "")
+        )
+        picked = [(row, "") for row in found[: wanted.most]]
+    elif wanted.worst is not None:
+        with progress("rendering", len(rows)) as bar:
+            reasons = worst(rows, renderer, max_length, wanted.worst, lambda n: bar.advance(256))
+        said.append(f"the worst of {len(rows):,} rows; a few are always the longest, which need not be wrong")
+        picked = [(rows[i], why) for i, why in reasons.items()]
+    else:
+        picked = [(rows[0], "")]
+        said.append(f"the first of {len(rows):,} rows; --row LINE, --search TEXT or --worst 3 show others")
+    if any(has_thinking(row.conversation) for row, _ in picked):
+        said.append(f"thinking: {THINKING[renderer.thinking]} (data.thinking: {renderer.thinking})")
+    seen: list[Seen] = []
+    for row, why in picked:
+        try:
+            seen += look(row, renderer, max_length, policy, why)
+        except BadInput as error:
+            if wanted.worst is None:
+                raise
+            seen.append(Seen(row.source, f"refused: {error.what}; {error.fix}", [], (row.source,)))
+    return seen, said
+
+
+def _packed(run: Run, renderer: Renderer, max_length: int, wanted: Wanted) -> tuple[list[Seen], list[str]]:
+    """The rows that a step would compute with training.packing, whether or not the config has it."""
+    rows = load_rows(load_parts(run.data), run.data, max_length, renderer)
+    training = run.training
+    steps = StepRows(rows.train, training.batch_size, training.seed, training.micro_batch_tokens, None, True, training.batch_tokens)
+    n_steps = steps.steps_of_epoch(0)
+    if wanted.step > n_steps:
+        raise BadInput(f"an epoch has {counted(n_steps, 'step')}", where=f"--step {wanted.step}", fix=f"--step 1 to {n_steps}")
+    packed = list(pack(steps.of_step(wanted.step - 1), training.micro_batch_tokens))
+    n_examples = sum(len(row.sources) for row in packed)
+    words = f"{counted(n_examples, 'example')} in {counted(len(packed), 'row')} of at most {training.micro_batch_tokens:,} tokens"
+    said = [*rows.said, f"step {wanted.step}: {words}"]
+    if len(packed) > wanted.most:
+        said.append(f"the first {wanted.most:,} rows here")
+    titles = (f"step {wanted.step}, row {number} of {len(packed)}" for number in range(1, len(packed) + 1))
+    return [look_packed(row, renderer, title) for row, title in zip(packed[: wanted.most], titles, strict=False)], said
+
+
+def as_data(seen: Sequence[Seen], said: Sequence[str], html: Path | None) -> dict[str, Any]:
+    """{"said", "examples": [{"source", "remark", "text", "tokens": [{"id", "text", "trained", "control"}], …}]}."""
     return {
-        "said": said,
+        "said": list(said),
+        "page": str(html) if html is not None else None,
         "examples": [
             {
-                "source": example.source,
-                "tokens": [
-                    {"id": token, "text": _text_of(renderer, token), "trained": trained, "control": token in renderer.special_ids}
-                    for token, trained in zip(example.ids.tolist(), example.trained.tolist(), strict=True)
-                ],
+                "source": one.source, "documents": list(one.sources), "title": one.title, "remark": one.remark, "counts": facts(one), "text": one.text,
+                "tokens": [{"id": t.id, "text": t.text, "trained": t.trained, "control": t.control} for t in one.tokens],
             }
-            for example in examples
+            for one in seen
         ],
-    }
+    }  # fmt: skip
 
 
-def _text_of(renderer: Renderer, token: int) -> str:
-    return str(renderer.tokenizer.decode([token], clean_up_tokenization_spaces=False))
-
-
-def show_example(data: str, row: int, model: str | None, sets: list[str]) -> None:
-    """Print the example of a row, painted; plain marks where there are no colours. Arguments as of `_examples_of`."""
-    examples, renderer, said = _examples_of(data, row, model, sets)
+def paint(seen: Sequence[Seen], said: Sequence[str]) -> None:
+    """Print examples; plain marks where there are no colours: learned tokens in [brackets], cut ones in ~waves~."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     for line in said:
         console.print(line, style="dim", markup=False)
-    for example in examples:
-        n_trained = int(example.trained[1:].sum())
-        console.print(f"\n{example.source}: {len(example)} tokens, {n_trained} trained", style="bold", markup=False)
-        painted = Text()
-        for i, token in enumerate(example.ids.tolist()):
-            control, trained = token in renderer.special_ids, bool(example.trained[i])
-            kind = "trained control" if control and trained else "control" if control else "trained" if trained else "ignored"
-            text = _text_of(renderer, token)
-            if not console.is_terminal:
-                text = f"[{text}]" if trained else text  # without colours, trained tokens stand in brackets
-            painted.append(text, STYLES[kind])
-        console.print(painted)
+    for one in seen:
+        counts = facts(one)
+        cut = f", {counts['cut']:,} beyond the limit" if counts["cut"] else ""
+        console.print(
+            f"\n{one.title}: {counted(counts['tokens'], 'token')}, {counts['trained']:,} trained{cut}", style="bold", markup=False
+        )
+        if one.remark:
+            console.print(one.remark, style="yellow", markup=False)
+        console.print(_painted(one, console.is_terminal))
     legend = Text("\n")
     for kind, style in STYLES.items():
         legend.append(f" {kind} ", style)
         legend.append(" ")
-    console.print(legend if console.is_terminal else Text("\ntrained tokens stand in [brackets]"))
+    plain = Text("\ntrained tokens stand in [brackets], tokens beyond the limit in ~waves~")
+    console.print(legend if console.is_terminal else plain)
+
+
+def _painted(one: Seen, colours: bool) -> Text:
+    painted = Text()
+    for i, token in enumerate(one.tokens[:MOST_TOKENS]):
+        if len(one.sources) > 1 and (i == 0 or token.document != one.tokens[i - 1].document):
+            painted.append(f"{'' if i == 0 else chr(10)}── {one.sources[token.document]} ──\n", "bold cyan")
+        kind = (
+            "trained control"
+            if token.control and token.trained
+            else "control"
+            if token.control
+            else "trained"
+            if token.trained
+            else "ignored"
+        )
+        text = token.text
+        if not colours:
+            begins = token.cut and not one.tokens[i - 1].cut
+            ends = token.cut and (i + 1 == len(one.tokens) or not one.tokens[i + 1].cut)
+            text = f"{'~' if begins else ''}{f'[{text}]' if token.trained else text}{'~' if ends else ''}"
+        painted.append(text, STYLES["cut" if token.cut else kind])
+    if len(one.tokens) > MOST_TOKENS:
+        painted.append(f"\n… and {len(one.tokens) - MOST_TOKENS:,} more tokens", "bold")
+    return painted

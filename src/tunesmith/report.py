@@ -32,6 +32,8 @@ LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "repeated_keys"}
 MOST_SAMPLES = 16  # shown; the rest stay in samples.jsonl
 MOST_POINTS = 1500  # drawn per line; more are averaged, for a phone has to draw them
 LONG_PROMPT = 700  # characters; longer ones are folded
+OF_KIND = {"label": "accuracy", "json": "exact_match", "text": "rouge_l"}  # the metric that speaks for a task
+OF_MEAN = ("rouge_l", "exact_match", "choice", "choice_pmi")  # those that speak for several
 BASELINES = ("majority", "base")  # every other model of evaluation.json is a tuned one
 
 
@@ -193,6 +195,12 @@ def _verdict(files: Files) -> str:
     if state in {"interrupted", "running"} and tuned is None:
         return f"The run was interrupted{at}." if state == "interrupted" else f"The run is under way{at}."
     metric = _headline(files.evaluation.get("task"), models, tuned) if tuned else None
+    means = _mapping(_mapping(files.evaluation.get("macro")).get("models"))
+    if tuned and (mean := _number(_mapping(means.get(tuned)).get("rouge_l"))) is not None:
+        change = _interval(_changed(files, tuned, "macro", "rouge_l"), digits=2)
+        of_base = _value("rouge_l", _mapping(means.get("base")).get("rouge_l"), 2)
+        n_tasks = _count(len(_mapping(files.evaluation.get("tasks"))), "task")
+        return f"rouge_l {of_base} → {mean:.2f} in the mean over {n_tasks}{f', change {change}' if change else ''}"
     if tuned and metric:
         n_rows = _number(files.evaluation.get("rows"))
         where = f" on {_count(int(n_rows), 'test row')}" if n_rows is not None else ""
@@ -352,6 +360,7 @@ def _described(key: Any, value: Any) -> tuple[str, str]:
 
 def _page(files: Files) -> str:
     charts, figures = _charts(files)
+    task_charts, by_task = _by_task(files)
     state = files.status.get("state")
     sections = [
         f"<h1>{escape(files.name)}</h1>",
@@ -360,6 +369,8 @@ def _page(files: Files) -> str:
         *(f'<p class="note">Left out: {escape(note)}.</p>' for note in files.left_out),
         table("facts", _facts(files)),
         section("Before and after", _scores(files), fallback="No test rows were measured."),
+        section("Task by task", by_task),
+        section("The same rows in other words", _phrasings(files)),
         section("Learning", figures, fallback="No steps were recorded yet." if state == "running" else "No steps were recorded."),
         section("Sample answers", _samples(files)),
         section("Data", _data(files)),
@@ -371,7 +382,7 @@ def _page(files: Files) -> str:
             f"<details><summary>config.yaml, every default filled in</summary><pre>{escape(files.config_text)}</pre></details>",
         ),
     ]
-    return document(files.name, sections, charts)
+    return document(files.name, sections, charts | task_charts)
 
 
 def _state_note(files: Files) -> str:
@@ -489,12 +500,15 @@ def _scores(files: Files) -> str:
             f"<td><strong>{escape(text)}</strong></td>" if name in best else f"<td>{escape(text)}</td>" for name, text in shown.items()
         )
         if compared:
-            cells += _change(metric, _number(models["base"].get(metric)), _number(models[str(tuned)].get(metric)))
+            interval = _changed(files, str(tuned), "overall", metric)
+            cells += _change(metric, _number(models["base"].get(metric)), _number(models[str(tuned)].get(metric)), interval)
         body.append(f'<tr><th scope="row">{escape(metric)}</th>{cells}</tr>')
     n_rows = _number(files.evaluation.get("rows"))
     notes = [f"{_count(int(n_rows), 'test row')}." if n_rows is not None else "", "Bold: the best of its row."]
     if "majority" in models:
         notes.append("majority: the commonest training answer, every time.")
+    if compared and any(_changed(files, str(tuned), "overall", metric) for metric in _metric_order(models)):
+        notes.append("In brackets the 95 % interval of the change over the rows (paired bootstrap).")
     if LOWER_IS_BETTER & set(_metric_order(models)):
         lower = [metric for metric in _metric_order(models) if metric in LOWER_IS_BETTER]
         notes.append(f"Of {', '.join(lower)} lower is better; of the others higher.")
@@ -514,16 +528,186 @@ def _best(metric: str, models: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return {name for name, value in values.items() if value == best}
 
 
-def _change(metric: str, before: float | None, after: float | None) -> str:
+def _change(metric: str, before: float | None, after: float | None, interval: Mapping[str, Any]) -> str:
     if before is None or after is None:
         return "<td>–</td>"
+    ends = _ends(interval)
     change = round(after - before, 3)
-    if change == 0:
-        return "<td>±0.000</td>"
+    if change == 0 or _may_be_zero(interval):
+        return f"<td>{_signed(change) if change else '±0.000'}{ends}</td>"
     better = (change < 0) == (metric in LOWER_IS_BETTER)
-    sign = "+" if change > 0 else "−"
-    size = f"{abs(change):.3f}" if abs(change) < 1000 else f"{abs(change):,.0f}"
-    return f'<td class="{"better" if better else "worse"}">{sign}{size}</td>'
+    return f'<td class="{"better" if better else "worse"}">{_signed(change)}{ends}</td>'
+
+
+def _signed(change: float, digits: int = 3) -> str:
+    sign = "−" if change < 0 else "+"
+    return f"{sign}{abs(change):.{digits}f}" if abs(change) < 1000 else f"{sign}{abs(change):,.0f}"
+
+
+def _changed(files: Files, tuned: str, part: str, *path: str) -> Mapping[str, Any]:
+    """What evaluation.json says of the change from base to tuned: {"value", "low", "high"}; empty where it says nothing."""
+    found = _mapping(_mapping(_mapping(files.evaluation.get("differences")).get(tuned)).get("base")).get(part)
+    for name in path:
+        found = _mapping(found).get(name)
+    found = _mapping(found)
+    return found if all(_number(found.get(key)) is not None for key in ("value", "low", "high")) else {}
+
+
+def _may_be_zero(interval: Mapping[str, Any]) -> bool:
+    return bool(interval) and interval["low"] <= 0 <= interval["high"]
+
+
+def _ends(interval: Mapping[str, Any], digits: int = 3) -> str:
+    """The interval's ends; where no row changed they are no interval: how often others would is not known to three digits."""
+    if interval and interval["low"] == interval["high"] == 0:
+        return " (no row changed)"
+    return f" [{_signed(interval['low'], digits)}, {_signed(interval['high'], digits)}]" if interval else ""
+
+
+def _interval(interval: Mapping[str, Any], digits: int = 3) -> str:
+    return f"{_signed(interval['value'], digits)}{_ends(interval, digits)}" if interval else ""
+
+
+# ── several tasks, several phrasings ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _by_task(files: Files) -> tuple[dict[str, Any], str]:
+    """Each task's own metric before and after with its interval, the means over tasks, and a chart of them."""
+    tasks = {name: _mapping(found) for name, found in _mapping(files.evaluation.get("tasks")).items()}
+    models = _models(files)
+    tuned = _tuned(files, models)
+    if not tasks or tuned is None:
+        return {}, ""
+    columns = [name for name in (*BASELINES, tuned) if name in models]
+    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in ("task", "rows", "metric", *columns, "change"))
+    body = []
+    for name, found in tasks.items():
+        of_models = _mapping(found.get("models"))
+        own = OF_KIND.get(str(found.get("kind")), "exact_match")
+        for metric in [own, *(m for m in ("choice",) if m in _mapping(of_models.get(tuned)))]:
+            values = {model: _number(_mapping(of_models.get(model)).get(metric)) for model in columns}
+            body.append(
+                _task_row(name, _value_of_count(found.get("rows", "–")), metric, values, _changed(files, tuned, "tasks", name, metric))
+            )
+    means = _mapping(_mapping(files.evaluation.get("macro")).get("models"))
+    n_tasks = _mapping(_mapping(files.evaluation.get("macro")).get("n_tasks"))
+    for metric in OF_MEAN:
+        values = {model: _number(_mapping(means.get(model)).get(metric)) for model in columns}
+        if values.get(tuned) is not None:
+            over = _count(int(_number(n_tasks.get(metric)) or len(tasks)), "task")
+            body.append(_task_row(f"mean over {over}", "", metric, values, _changed(files, tuned, "macro", metric)))
+    table = f'<div class="wide"><table class="scores">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{"".join(body)}</tbody></table></div>'
+    notes = (
+        "change: from base to this run on the same rows, with its 95 % interval (paired bootstrap, rows drawn within each task). "
+        "The intervals speak of other rows of these tasks, not of other tasks, nor of other seeds of training. "
+        "majority: the commonest answer of the task, every time. choice: the likeliest of the possible answers."
+    )
+    chart = _task_chart(files, tasks, tuned)
+    drawn = figure(
+        "task-chart",
+        "Before and after, task by task, each by its own metric. The bar is the 95 % interval of the change, drawn at the tuned score: "
+        "where it does not reach the base's mark, the change is more than luck of these rows.",
+    )
+    return {"task-chart": chart}, f'{table}\n<p class="note">{escape(notes)}</p>\n{drawn}'
+
+
+def _task_row(name: str, rows: str, metric: str, values: Mapping[str, float | None], interval: Mapping[str, Any]) -> str:
+    known = [round(value, 3) for value in values.values() if value is not None]
+    best = max(known) if len(set(known)) > 1 else None
+    cells = ""
+    for value in values.values():
+        text = _value(metric, value)
+        cells += f"<td><strong>{text}</strong></td>" if value is not None and round(value, 3) == best else f"<td>{text}</td>"
+    certain = bool(interval) and not _may_be_zero(interval)
+    css = f' class="{"better" if interval["value"] > 0 else "worse"}"' if certain else ""
+    return (
+        f'<tr><th scope="row" class="long">{escape(name)}</th><td>{escape(rows)}</td><td>{escape(metric)}</td>{cells}'
+        f"<td{css}>{_interval(interval) or '–'}</td></tr>\n"
+    )
+
+
+def _task_chart(files: Files, tasks: Mapping[str, Mapping[str, Any]], tuned: str) -> dict[str, Any]:
+    points: dict[str, list[float | None]] = {"majority": [], "base": [], tuned: []}
+    below: list[float] = []
+    above: list[float] = []
+    for name, found in tasks.items():
+        metric = OF_KIND.get(str(found.get("kind")), "exact_match")
+        for model, xs in points.items():
+            xs.append(_number(_mapping(_mapping(found.get("models")).get(model)).get(metric)))
+        change = _changed(files, tuned, "tasks", name, metric)
+        below.append(change["value"] - change["low"] if change else 0.0)
+        above.append(change["high"] - change["value"] if change else 0.0)
+    places = list(range(len(tasks), 0, -1))
+    marks = {"majority": (GREY, "x", "majority"), "base": (ORANGE, "circle-open", "base"), tuned: (BLUE, "circle", "tuned")}
+    data = []
+    for model, (colour, symbol, name) in marks.items():
+        trace: dict[str, Any] = {
+            "type": "scatter", "mode": "markers", "name": name, "x": points[model], "y": places,
+            "marker": {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2, "color": colour}},
+            "hovertemplate": f"%{{x:.3f}}<extra>{name}</extra>",
+        }  # fmt: skip
+        if model == tuned:
+            trace["error_x"] = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": colour, "thickness": 1.5}
+        data.append(trace)
+    drawn = layout("", "score", height=110 + 42 * len(tasks))
+    drawn["xaxis"]["rangemode"] = "tozero"
+    kinds = [OF_KIND.get(str(found.get("kind")), "exact_match") for found in tasks.values()]
+    labels = [f"{_plain(name)}, {metric}" for name, metric in zip(tasks, kinds, strict=True)]
+    drawn["yaxis"] |= {"tickvals": places, "ticktext": labels, "range": [0.5, len(tasks) + 0.5]}
+    return {"data": data, "layout": drawn}
+
+
+def _plain(name: str) -> str:
+    """A name for a chart, which would take < > & for markup: words only, cut where it is long."""
+    kept = re.sub(r"[^\w .:/-]+", "·", name)
+    return kept if len(kept) <= 36 else kept[:35] + "…"
+
+
+def _phrasings(files: Files) -> str:
+    """Scores of each phrasing, and how much they vary."""
+    found = _mapping(files.evaluation.get("phrasings"))
+    models = _mapping(found.get("models"))
+    if not models:
+        return ""
+    tasks = _mapping(files.evaluation.get("tasks"))
+    metrics = OF_MEAN if tasks else ("accuracy", *OF_MEAN)
+    parts = [_spread_table(models, metrics, "mean over tasks" if tasks else "all rows")]
+    consistent = [
+        f"{name} answers {value:.0%} of the rows alike under all phrasings"
+        for name, given in _mapping(found.get("consistent")).items()
+        if (value := _number(given)) is not None
+    ]
+    note = "sd: standard deviation over the phrasings; a part of it is luck of these rows. " + "; ".join(consistent) + "."
+    parts.append(f'<p class="note">{escape(note)}</p>')
+    of_tasks = "".join(
+        _spread_table(_mapping(of_models), (OF_KIND.get(str(_mapping(tasks.get(task)).get("kind")), "exact_match"), "choice"), str(task))
+        for task, of_models in _mapping(found.get("tasks")).items()
+    )
+    texts = "".join(
+        f"<p>{escape(str(task) or 'all rows')}</p>" + _list("said", _texts(listed)) for task, listed in _mapping(found.get("texts")).items()
+    )
+    folds = {"task by task": of_tasks, "the phrasings": texts}
+    return "\n".join([*parts, *(f"<details><summary>{name}</summary>\n{body}</details>" for name, body in folds.items() if body)])
+
+
+def _spread_table(models: Mapping[str, Any], metrics: Sequence[str], title: str) -> str:
+    rows = []
+    n = 0
+    for model, of_metrics in models.items():
+        for metric in metrics:
+            spread = _mapping(_mapping(of_metrics).get(metric))
+            values = spread.get("values")
+            if not isinstance(values, list):
+                continue
+            n = max(n, len(values))
+            shown = [_value(metric, value) for value in [*values, *(spread.get(key) for key in ("mean", "min", "max", "sd"))]]
+            cells = "".join(f"<td>{escape(text)}</td>" for text in shown)
+            rows.append(f'<tr><th scope="row">{escape(str(model))}, {escape(metric)}</th>{cells}</tr>\n')
+    if not rows:
+        return ""
+    headings = [title, "as given", *map(str, range(1, n)), "mean", "min", "max", "sd"]
+    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in headings)
+    return f'<div class="wide"><table class="scores">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody></table></div>'
 
 
 def _samples(files: Files) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from tunesmith.files import explain_disk, write_json, write_text
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, status.json, metrics.jsonl, evaluation.json, samples.jsonl, report.html, adapter/ or model/, checkpoints/."""
+    """config.yaml, status.json, metrics.jsonl, evaluation.json, evaluation-rows.jsonl, samples.jsonl, report.html, adapter/ or model/, checkpoints/."""
 
     path: Path
 
@@ -34,6 +34,18 @@ class RunFolder:
         """A new run folder with its config on disk; refuses a folder that holds anything already."""
         run = with_absolute_paths(run)
         path = Path(run.output)
+        cls.must_be_free(path)
+        with explain_disk(path):
+            path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        (path / "status.json").unlink(missing_ok=True)  # of a run that never began
+        write_text(path / "config.yaml", to_yaml(run))
+        folder.set_status(state="running", version=__version__, command=command, started=now(), resume_command=folder.resume_command)
+        return folder
+
+    @classmethod
+    def must_be_free(cls, path: Path) -> None:
+        """Refuse a place for a new run that holds anything but a run that never began."""
         if path.exists() and not cls(path)._never_began() and (not path.is_dir() or any(path.iterdir())):
             if (path / "config.yaml").is_file():
                 done = cls(path).status().get("state") == "done"
@@ -43,13 +55,6 @@ class RunFolder:
                 )  # fmt: skip
             what = "the output folder is not empty" if path.is_dir() else "the output is a file, and a run is a folder"
             raise BadInput(what, where=str(path), fix="choose another output")
-        with explain_disk(path):
-            path.mkdir(parents=True, exist_ok=True)
-        folder = cls(path)
-        (path / "status.json").unlink(missing_ok=True)  # of a run that never began
-        write_text(path / "config.yaml", to_yaml(run))
-        folder.set_status(state="running", version=__version__, command=command, started=now(), resume_command=folder.resume_command)
-        return folder
 
     def _never_began(self) -> bool:
         """Whether all that is here are the config and the status of a run that ended before its first step."""
@@ -153,9 +158,12 @@ class RunFolder:
     def evaluation(self) -> dict[str, Any]:
         return self._read_json("evaluation.json")
 
-    def save_evaluation(self, evaluation: Mapping[str, Any], samples: list[dict[str, Any]]) -> None:
-        write_json(self.path / "evaluation.json", evaluation)
-        write_text(self.path / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+    def save_evaluation(
+        self, evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """samples: answers that the report shows; rows: every row's answers and values, to pair another model's with."""
+        save_evaluation(self.path, evaluation, rows)
+        write_text(self.path / "samples.jsonl", _lines(samples))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -190,6 +198,16 @@ class RunFolder:
         """Drop logged lines of steps that a resumed run will take again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def save_evaluation(folder: Path, evaluation: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """evaluation.json and evaluation-rows.jsonl, of a run or of a folder that holds nothing else."""
+    write_json(folder / "evaluation.json", evaluation)
+    write_text(folder / "evaluation-rows.jsonl", _lines(rows))
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def adapter_of(path: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """A first config for a data file: what was recognised, filled in, and every other key with its default and reason as a comment.
 
     tunesmith init SMSSpamCollection.tsv          # no header, stray quotes: both are found and stand in the config
+    tunesmith init tasks/                         # a folder or a hub dataset, where its rows say what they are
 
 The config that comes out is one that `train` accepts. Where neither the names of the columns nor the user say which is the
 prompt and which the answer, the rows themselves do: the answer is the column called like one, or the one with the fewest
@@ -16,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from tunesmith.config import DataConfig, Run, known_keys, sections
+from tunesmith.config import DataConfig, Run, is_hub_name, known_keys, sections
 from tunesmith.data import formats, readers
+from tunesmith.data.sources import Part, read_part
 from tunesmith.data.split import prompt_key
 from tunesmith.errors import BadInput
 from tunesmith.files import explain_disk, write_text
@@ -33,12 +35,13 @@ def write_starter(data: str, output: Path, model: str, header: bool | None = Non
     """
     if output.exists():
         raise BadInput("there is already a file of this name", where=str(output), fix="--output another.yaml")
-    settings, reasons = _table_settings(readers.recognise(Path(data), DataConfig(train=data)), header, quoting)
+    several = not Path(data).is_file() and (Path(data).is_dir() or is_hub_name(data))
+    settings, reasons = ({}, {}) if several else _table_settings(readers.recognise(Path(data), DataConfig(train=data)), header, quoting)
     guessed: list[str] = []
     try:
         read = _read(data, settings)
     except BadInput as error:
-        if not any(key in error.fix for key in ("data.prompt", "data.columns")):
+        if several or not any(key in error.fix for key in ("data.prompt", "data.columns")):
             raise
         settings, guessed = _guess(data, settings, error)
         read = _read(data, settings)
@@ -64,8 +67,25 @@ def write_starter(data: str, output: Path, model: str, header: bool | None = Non
     return [*said, f"{output} written; next: tunesmith train {output} --dry-run"]
 
 
-def _read(data: str, settings: dict[str, Any]) -> formats.Read:
-    return formats.read_conversations(DataConfig(train=data, on_bad_row="skip", **settings))
+def settings_for(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
+    """data.header and data.quoting as the rows of `config.train` show them where the config does not say, each with its reason in words."""
+    given = config.model_fields_set
+    file = readers.recognise(Path(str(config.train)), config)
+    asked = (None if key not in given else getattr(config, key) for key in ("header", "quoting"))
+    settings, reasons = _table_settings(file, *asked)
+    return settings, [f"data.{key}: {str(settings[key]).lower()}, {reason}" for key, reason in reasons.items()]
+
+
+def columns_for(config: DataConfig, error: BadInput) -> tuple[dict[str, Any], list[str]]:
+    """Which columns are the prompt and the answer, guessed from the rows, and the guess in words; `error` is raised where nothing can be."""
+    if not any(key in error.fix for key in ("data.prompt", "data.columns")) or config.prompt is not None:
+        raise error
+    settings = {key: value for key in ("header", "quoting") if (value := getattr(config, key)) is False}
+    return _guess(str(config.train), settings | ({"columns": config.columns} if config.columns else {}), error)
+
+
+def _read(data: str, settings: dict[str, Any]) -> Part:
+    return read_part(DataConfig(train=data, on_bad_row="skip", **settings), "train")
 
 
 # --- how a table is written -------------------------------------------------------------------------------------------------

@@ -29,12 +29,13 @@ def write_study(study: Study, folder: Path) -> Path:
 
 
 def write_study_of(
-    model: str, output: Path, text: Path | None, block_size: int | None = None, more: Scheme | None = None, dtype: str = "bfloat16"
-) -> list[str]:
+    model: str, output: Path, text: Path | None, block_size: int | None = None, more: Scheme | None = None, dtype: str = "bfloat16",
+    embeddings: bool = False,
+) -> list[str]:  # fmt: skip
     """Study a model into a new folder; returns what was found, in words."""
     must_be_new(output)
     words = read_text(text) if text is not None else packaged_text()
-    found = study(model, schemes_to_study(block_size, more), [words], dtype)
+    found = study(model, schemes_to_study(block_size, more, embeddings), [words], dtype)
     with new_folder(output) as beside:
         beside.mkdir()
         write_study(found, beside)
@@ -82,8 +83,8 @@ def page(study: Study) -> str:
 
 def verdict(study: Study) -> str:
     """The default scheme in one sentence, or the first one studied."""
-    usual = find_scheme("nf4")
-    chosen = next((s for s in study.schemes if s.scheme == usual), study.schemes[0])
+    usual = (find_scheme("nf4"), find_scheme("nf4", embeddings=True))
+    chosen = next((s for s in study.schemes if s.scheme in usual), study.schemes[0])
     after, change = number(chosen.perplexity), percent(study.change(chosen))
     return (
         f"{chosen.name}: {chosen.figures.bits_per_weight:.3f} bits per weight, perplexity {number(study.perplexity)} → {after} ({change})"
@@ -92,10 +93,12 @@ def verdict(study: Study) -> str:
 
 def facts(study: Study) -> list[tuple[str, str]]:
     texts = ", ".join(f"{name} ({n:,} tokens)" for name, n in study.n_tokens.items())
+    with_embeddings = any(scheme.scheme.embeddings for scheme in study.schemes)
+    which = "layers, embeddings and head; norms stay" if with_embeddings else "linear layers; embeddings, norms and head stay"
     outliers = sum(layer.outlier_share * layer.n_outputs * layer.n_inputs for layer in study.layers) / study.n_weights
     return [
         ("model", study.model),
-        ("quantised weights", f"{study.n_weights:,} in {len(study.layers)} linear layers; embeddings, norms and head stay {study.dtype}"),
+        ("quantised weights", f"{study.n_weights:,} in {len(study.layers)} {which} {study.dtype}"),
         ("text", texts),
         (f"perplexity in {study.dtype}", number(study.perplexity)),
         ("outliers", f"{100 * outliers:.4f} % of the weights lie beyond 4 standard deviations of their block (normal: 0.0063 %)"),

@@ -1,11 +1,13 @@
 """Labels, padding, lengths and order."""
 
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from tunesmith.data.batches import StepRows, collate, cut, fit, next_token_labels
+from tunesmith.data.batches import StepRows, collate, cut, fit, next_token_labels, padding_share
 from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
 
@@ -39,7 +41,7 @@ def test_a_batch_is_padded_by_length_and_agrees_with_the_picture():
 
 def test_every_example_comes_once_per_epoch_in_a_seeded_order():
     rows = StepRows([of_length(3, source=f"f:{i}") for i in range(23)], batch_size=5, seed=1)
-    assert rows.steps_per_epoch == 5
+    assert rows.steps_of_epoch(0) == 5
 
     def epoch(n: int, rows: StepRows = rows) -> list[str]:
         return [e.source for step in range(5 * n, 5 * n + 5) for e in rows.of_step(step)]
@@ -97,3 +99,71 @@ def test_rows_are_padded_to_a_round_length_but_never_beyond_the_longest_of_all()
     rows = StepRows([of_length(n) for n in (5, 33, 40)], batch_size=1, seed=0)
     found = {int(batch.ids_BT.shape[1]) for step in range(3) for batch in rows.micro_batches(step)}
     assert found == {32, 40}  # 5 → 32; 33 → 64, which would be beyond the longest, 40
+
+
+# --- packed rows and batches by tokens --------------------------------------------------------------------------------------
+
+
+def some(n: int = 23) -> list[Example]:
+    return [of_length(3 + (7 * i) % 11, source=f"f:{i}") for i in range(n)]
+
+
+def test_packing_changes_how_a_step_is_cut_and_nothing_else():
+    plain = StepRows(some(), batch_size=6, seed=0, micro_batch_tokens=20)
+    packed = StepRows(some(), batch_size=6, seed=0, micro_batch_tokens=20, packing=True)
+    for step in range(8):
+        assert [e.source for e in packed.of_step(step)] == [e.source for e in plain.of_step(step)]
+        for rank in range(2):
+            batches, expected = packed.micro_batches(step, rank, 2), plain.micro_batches(step, rank, 2)
+            assert Counter(s for b in batches for s in b.sources) == Counter(s for b in expected for s in b.sources)
+            assert sum(b.n_trained for b in batches) == sum(b.n_trained for b in expected)
+    assert padding_share(packed, range(4)) != padding_share(plain, range(4))
+
+
+def test_the_padding_share_counts_what_is_computed_and_is_no_token():
+    #  5 5 · ·      padded to the longest, 40          5 + 40 = 45 tokens, 19 of padding up to 64
+    rows = StepRows([of_length(5), of_length(40)], batch_size=2, seed=0)
+    assert padding_share(rows, [0]) == pytest.approx(1 - 45 / 80)
+    assert padding_share(replace(rows, packing=True), [0]) == pytest.approx(1 - 45 / 64)
+
+
+def test_a_step_of_a_token_budget_takes_the_next_examples_of_the_same_order():
+    by_rows, by_tokens = StepRows(some(), batch_size=1, seed=3), StepRows(some(), batch_size=1, seed=3, batch_tokens=30)
+    order = [rows[0].source for step in range(23) if (rows := by_rows.of_step(step))]
+    steps = [by_tokens.of_step(step) for step in range(by_tokens.steps_of_epoch(0))]
+    assert [e.source for step in steps for e in step] == order
+    for step, after in pairwise(steps):
+        assert sum(map(len, step)) <= 30 < sum(map(len, [*step, after[0]]))
+
+
+@pytest.mark.parametrize("budget", [1, 13, 30, 10_000])
+def test_every_example_comes_once_per_epoch_whatever_the_token_budget(budget: int):
+    rows = StepRows(some(), batch_size=1, seed=0, batch_tokens=budget)
+    n = [rows.steps_of_epoch(epoch) for epoch in range(3)]
+    seen = [e.source for step in range(sum(n)) for e in rows.of_step(step)]
+    for epoch in range(3):
+        assert Counter(seen[23 * epoch : 23 * (epoch + 1)]) == Counter(f"f:{i}" for i in range(23))
+    assert rows.steps_of(3) == sum(n)
+    assert rows.steps_of(1.5) == n[0] + -(-n[1] // 2)
+    assert [e.source for e in replace(rows).of_step(n[0] + 1 if n[1] > 1 else n[0])] == [  # asked for directly, as after a resume
+        e.source for e in rows.of_step(n[0] + 1 if n[1] > 1 else n[0])
+    ]
+
+
+def test_an_example_longer_than_the_token_budget_has_a_step_of_its_own():
+    rows = StepRows([of_length(n, source=f"f:{n}") for n in (50, 3, 4, 60, 5)], batch_size=1, seed=0, batch_tokens=12)
+    steps = [[len(e) for e in rows.of_step(step)] for step in range(rows.steps_of_epoch(0))]
+    assert [50] in steps
+    assert [60] in steps
+    assert sorted(n for step in steps for n in step) == [3, 4, 5, 50, 60]
+
+
+def test_epochs_with_a_batch_size_are_counted_as_ever():
+    rows = StepRows(some(), batch_size=5, seed=0)
+    assert (rows.steps_of(1), rows.steps_of(2.5), rows.steps_of(0.01)) == (5, 13, 1)
+
+
+@pytest.mark.parametrize(("budget", "sizes"), [(29, [2, 2, 2, 1]), (30, [3, 3, 1]), (31, [3, 3, 1])])
+def test_a_token_budget_may_be_reached_and_not_passed(budget: int, sizes: list[int]):
+    rows = StepRows([of_length(10) for _ in range(7)], batch_size=1, seed=0, batch_tokens=budget)
+    assert [len(rows.of_step(step)) for step in range(rows.steps_of_epoch(0))] == sizes

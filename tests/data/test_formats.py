@@ -95,11 +95,12 @@ def test_messages_become_turns_and_only_answers_of_weight_one_are_trained(read):
         ([{"role": "user", "content": "a", "weight": 1}, {"role": "assistant", "content": "b"}], "message 1 has a weight"),
         ([{"role": "bot", "content": "a"}], 'the role of message 1 is "bot"'),
         ([{"content": "a"}], "the role of message 1 is missing"),
-        ([{"role": "tool", "content": "a"}], "the role tool, which is not supported yet"),
+        ([{"role": "tool", "content": "a"}], "message 1 is by tool where user should speak: a tool result follows an answer"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "a part that is not text but image_url"),
+        ([{"role": "user", "content": "a", "thinking": "hm"}, {"role": "assistant", "content": "b"}], 'is by user and has "thinking"'),
         (
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "thinking": "hm"}],
-            '"thinking", which is not supported yet',
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "audio": {"id": "x"}}],
+            'has "audio", which no template writes',
         ),
     ],
 )
@@ -121,7 +122,8 @@ def test_sharegpt_conversations_become_messages_and_that_is_said(read):
 @pytest.mark.parametrize(
     ("talk", "problem"),
     [
-        ([{"from": "observation", "value": "a"}], 'message 1 is from "observation"; known: human, gpt, system'),
+        ([{"from": "narrator", "value": "a"}], 'message 1 is from "narrator"; known: human, user, gpt'),
+        ([{"from": "observation", "value": "a"}], "message 1 is by tool where user should speak"),
         ([{"from": "gpt", "value": "a"}], "message 1 is by assistant where user should speak"),
         ([{"from": "human", "value": "a"}, {"from": "gpt"}], "the content of message 2 is null"),
         (["a"], "message 1 should be"),
@@ -381,7 +383,8 @@ def test_one_broken_line_in_ten_thousand_is_named_or_skipped_with_a_count(read, 
         ('{"prompt": "a", "completion": ' + "[" * 200 + "]" * 200 + "}", "nested more than 100 deep"),
         ('{"prompt": "a", "completion": ' + "[" * 99_999 + "]" * 99_999 + "}", "nested"),
         ('{"prompt": "a", "completion": " "}', "the answer is empty"),
-        ('{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}', "a list of messages"),
+        ('{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}', "mixed formats: this row is messages"),
+        ('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}', "a list of messages"),
     ],
 )
 def test_a_bad_line_of_json_is_refused_with_its_reason_and_its_line(read, refused, line, problem):

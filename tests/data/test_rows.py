@@ -55,6 +55,50 @@ def test_dropped_duplicates_and_long_rows_are_counted_and_said(tmp_path: Path):
     assert rows.counts["trained_tokens_per_epoch"] == sum(int(e.trained.sum()) for e in rows.train)
 
 
+LETTER = "you have won a free prize of {} pounds in our weekly draw, to claim it call now and quote the number of your ticket"
+
+
+def test_near_copies_of_held_out_rows_are_removed_from_training_unless_that_is_off(tmp_path: Path):
+    train = rows_file(tmp_path / "a.jsonl", ["free a", LETTER.format(100), "lunch b", LETTER.format(300)])
+    test = rows_file(tmp_path / "b.jsonl", [LETTER.format(200), "e"])
+    parts = load_parts(config(train, test=test))
+    assert [c.source for c in parts.train] == ["a.jsonl:1", "a.jsonl:3"]
+    assert parts.counts["overlap_removed"] == 2
+    [line] = [line for line in parts.said if "removed" in line]
+    assert "the first: a.jsonl:2, see b.jsonl:1" in line
+    assert "near copies of a prompt: 2" in line
+    assert len(load_parts(config(train, test=test, near_duplicates="off")).train) == 4
+    assert len(load_parts(config(train, test=test, near_duplicates=0.95)).train) == 4
+
+
+def test_near_copies_stay_in_one_part_and_so_do_rows_of_one_author(tmp_path: Path):
+    lines = [{"prompt": LETTER.format(i) if i < 40 else f"lunch {i}", "completion": "x", "author": f"a{i // 8}"} for i in range(400)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    parts = load_parts(config(str(tmp_path / "a.jsonl"), validation=0.1, test=0.2, group_by="author"))
+    in_parts = [{c.fields["author"] for c in part} for part in (parts.train, parts.validation, parts.test)]
+    assert not (in_parts[0] & in_parts[1] or in_parts[0] & in_parts[2] or in_parts[1] & in_parts[2])
+    assert sum({"a0", "a1", "a2", "a3", "a4"} <= authors for authors in in_parts) == 1
+    assert any("39 rows more nearly repeat the prompt of another row" in line for line in parts.said)
+    assert any("50 values of author" in line for line in parts.said)
+
+
+def test_a_validation_file_is_kept_apart_from_a_test_share_and_a_test_file_from_a_validation_share(tmp_path: Path):
+    prompts = [f"free {i} for {i * i}" for i in range(50)]
+    train = rows_file(tmp_path / "a.jsonl", [*prompts, LETTER.format(1)])
+    other = rows_file(tmp_path / "b.jsonl", [*prompts[:25], LETTER.format(2)])
+    for kinds in ({"validation": other, "test": 0.2}, {"validation": 0.2, "test": other}, {"validation": other, "test": other}):
+        parts = load_parts(config(train, **kinds))
+        asked = [{c.prompt[0].content for c in part} for part in (parts.train, parts.validation, parts.test)]
+        assert not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
+        assert LETTER.format(1) not in asked[0]
+
+
+def test_without_rows_held_out_nothing_is_compared(tmp_path: Path):
+    parts = load_parts(config(rows_file(tmp_path / "a.jsonl", [LETTER.format(i) for i in range(5)])))
+    assert len(parts.train) == 5
+    assert not any("nearly" in line for line in parts.said)
+
+
 def test_removing_everything_is_an_error(tmp_path: Path):
     train = rows_file(tmp_path / "a.jsonl", ["free"])
     with pytest.raises(BadInput, match="every training row is also in"):
@@ -117,3 +161,17 @@ def test_a_long_text_is_cut_into_windows_in_which_every_token_is_learned_once(tm
     learned = [int(i) for e in rows.train for i, t in zip(e.ids[1:], e.trained[1:], strict=True) if t]
     assert learned == whole.ids[1:].tolist()
     assert any(f"1 training texts cut into {len(rows.train)} windows" in line for line in rows.said)
+
+
+@pytest.mark.parametrize(("policy", "words"), [("keep", "learned as the beginning"), ("strip", "left out"), ("untrained", "does not learn it")])
+def test_what_is_done_with_thinking_is_said_when_rows_have_some(tmp_path: Path, policy: str, words: str):
+    train = tmp_path / "a.jsonl"
+    answers = ["<think>\nbecause\n</think>\n\nspam", "ham"]
+    train.write_text("".join(json.dumps({"prompt": f"lunch {n}", "completion": answer}) + "\n" for n, answer in enumerate(answers)))
+    data = config(str(train), thinking=policy)
+    rows = load_rows(load_parts(data), data, 64, Renderer(byte_level_tokenizer(), thinking=policy))
+    assert [line for line in rows.said if words in line and "1 training row with thinking: " in line and f"(data.thinking: {policy})" in line]
+    learned = [byte_level_tokenizer().decode(e.ids[e.trained]) for e in rows.train]
+    assert any("because" in text for text in learned) == (policy == "keep")
+    data = config(rows_file(tmp_path / "b.jsonl", ["lunch"]), thinking=policy)
+    assert not any("thinking" in line for line in load_rows(load_parts(data), data, 64, Renderer(byte_level_tokenizer())).said)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from tunesmith.config import DataConfig
-from tunesmith.data.conversation import Conversation, Message
+from tunesmith.data.conversation import Conversation, Message, ToolCall
 from tunesmith.data.formats import read_conversations
-from tunesmith.data.split import drop_duplicates, prompt_key, remove_overlap, split
+from tunesmith.data.similar import plain, words
+from tunesmith.data.split import Overlap, Splits, drop_duplicates, prompt_key, prompt_text, remove_overlap, split
 from tunesmith.errors import BadInput
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -20,6 +21,15 @@ def pair(prompt: str, answer: str, line: int = 0) -> Conversation:
 
 def text(content: str, line: int = 0) -> Conversation:
     return Conversation((Message("text", content, True),), f"t.jsonl:{line}")
+
+
+def by(author: str | None, line: int, answer: str = "") -> Conversation:
+    turns = pair(f"question {line}", answer or f"a long answer of its own, number {line}").messages
+    return Conversation(turns, f"t.jsonl:{line}", {"author": author})
+
+
+def places(parts: Splits) -> dict[str, str]:
+    return {row.source: name for name in ("train", "validation", "test") for row in getattr(parts, name)}
 
 
 def rows_of(n: int, answer: str = "") -> list[Conversation]:
@@ -49,6 +59,64 @@ def test_rows_that_ask_the_same_never_straddle_a_split():
     assert "450 rows repeat the prompt of another row" in parts.said[1]
 
 
+def test_near_copies_never_straddle_a_split_and_their_number_is_said():
+    rng = random.Random(0)
+    vocabulary = [f"word{i}" for i in range(900)]
+    letters = [" ".join(rng.sample(vocabulary, 20)) for _ in range(200)]
+    rows = [
+        pair(f"{letter} {ending}", "x", 3 * i + k) for i, letter in enumerate(letters) for k, ending in enumerate(("", "bye", "thanks"))
+    ]
+    parts = split(rows, validation=0.2, test=0.2, seed=0, stratify=True, near=0.8)
+    sets = [{" ".join(row.messages[0].content.split()[:20]) for row in part} for part in (parts.train, parts.validation, parts.test)]
+    assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [360, 120, 120]
+    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    assert parts.said[1] == (
+        "split: 400 rows more nearly repeat the prompt of another row (data.near_duplicates: 0.8) and stay with it: "
+        "200 clusters, the largest of 3 rows, such as t.jsonl:0 and t.jsonl:1"
+    )
+    apart = split(rows, validation=0.2, test=0.2, seed=0, stratify=True)
+    assert {r.messages[0].content.split()[0] for r in apart.test} & {r.messages[0].content.split()[0] for r in apart.train}
+    assert len(apart.said) == 1
+
+
+def test_rows_of_one_author_stay_together_and_rows_without_one_are_free():
+    rows = [by(f"author {i % 40}" if i % 5 else [None, " "][i % 2], i) for i in range(500)]
+    parts = split(rows, validation=0.1, test=0.2, seed=0, stratify=True, group_by="author")
+    authors = [
+        {row.fields["author"] for row in part if row.fields["author"]} - {" "} for part in (parts.train, parts.validation, parts.test)
+    ]
+    assert all(authors) and not (authors[0] & authors[1] or authors[0] & authors[2] or authors[1] & authors[2])
+    assert all(any(row.fields["author"] is None for row in part) for part in (parts.train, parts.test))
+    assert (
+        parts.said[-1]
+        == "split: 32 values of author; rows with the same one stay together; 100 rows have none and count alone, the first: t.jsonl:0"
+    )
+    assert abs(len(parts.test) - 100) <= 8
+
+
+def test_what_a_copy_joins_with_an_author_is_one_group():
+    #  ann: 0, 1      bob: 2, 3      row 3 repeats row 0, so all four are one group; 96 others are alone
+    rows = [by("ann", 0), by("ann", 1), by("bob", 2), by("bob", 0), *(by(f"author {i}", i) for i in range(10, 106))]
+    rows = [Conversation(row.messages, f"t.jsonl:{n}", row.fields) for n, row in enumerate(rows)]
+    for seed in range(20):
+        where = places(split(rows, validation=None, test=0.5, seed=seed, stratify=True, group_by="author"))
+        assert len({where[f"t.jsonl:{n}"] for n in range(4)}) == 1
+
+
+def test_a_column_that_is_not_there_is_refused_with_the_nearest_name():
+    with pytest.raises(BadInput) as caught:
+        split([by("ann", i) for i in range(20)], validation=None, test=0.5, seed=0, stratify=True, group_by="autor")
+    assert 'no row has the column "autor"' in str(caught.value) and "author" in caught.value.fix and "t.jsonl" in caught.value.where
+
+
+def test_what_turns_call_and_what_tools_answer_is_part_of_the_question():
+    def row(city: str, line: int) -> Conversation:
+        call = Message("assistant", "", False, tool_calls=(ToolCall("weather", {"city": city}),))
+        return Conversation((Message("user", "rain?", False), call, Message("assistant", "no", True)), f"t.jsonl:{line}")
+
+    assert prompt_key(row("Rome", 1)) != prompt_key(row("Oslo", 2)) and "Rome" in prompt_text(row("Rome", 1))
+
+
 def test_raw_texts_are_told_apart_by_their_text():
     parts = split([text(f"text {i % 20}", i) for i in range(40)], validation=None, test=0.5, seed=0, stratify=True)
     assert len(parts.test) == 20 and not {r.messages for r in parts.test} & {r.messages for r in parts.train}
@@ -68,10 +136,37 @@ def test_the_test_rows_do_not_depend_on_the_validation_share():
     assert tests[0] == tests[1] == tests[2]
 
 
-def test_a_few_more_rows_move_few_rows():
-    rows = rows_of(1000)
-    before, after = (set(sources(split(r, validation=None, test=0.2, seed=0, stratify=True).test)) for r in (rows[:990], rows))
-    assert len(before & after) > 190
+def test_of_a_file_that_has_grown_by_a_tenth_hardly_a_row_moves():
+    rng = random.Random(0)
+    texts = [" ".join(f"word{rng.randrange(3000)}" for _ in range(15)) for _ in range(4400)]
+    texts = [
+        rng.choice(texts[:i]) + " bye" if i and rng.random() < 0.1 else text for i, text in enumerate(texts)
+    ]  # a tenth are near copies
+    rows = [pair(text, "spam" if rng.random() < 0.15 else "ham", i) for i, text in enumerate(texts)]
+    before, after = (places(split(r, validation=0.1, test=0.2, seed=0, stratify=True, near=0.8)) for r in (rows[:4000], rows))
+    moved = [source for source in before if before[source] != after[source]]
+    assert len(moved) < 0.01 * 4000
+    assert Counter(after.values()) == {"train": 3080, "validation": 440, "test": 880}
+
+
+def test_small_files_have_their_shares_to_the_row():
+    for n in (30, 50, 100):
+        parts = split([pair(f"q{i}", "ab"[i % 5 == 0], i) for i in range(n)], validation=0.1, test=0.2, seed=0, stratify=True, near=0.8)
+        assert (len(parts.validation), len(parts.test)) == (n // 10, n // 5)
+        assert sum(row.answer == "b" for row in parts.test) == n // 25
+
+
+def test_a_larger_draw_contains_the_smaller_one():
+    rows = [pair(f"q{i}", "ab"[i % 5 == 0], i) for i in range(400)]
+    draws = [set(sources(split(rows, validation=None, test=n / 400, seed=0, stratify=True).test)) for n in (20, 40, 80, 160)]
+    assert draws[0] < draws[1] < draws[2] < draws[3]
+
+
+def test_labels_that_groups_do_not_allow_in_equal_proportions_are_said_as_they_came_out():
+    rows = [by(f"author {i // 20}", i, "spam" if (i // 20) % 3 == 0 and i % 20 < 12 else "ham") for i in range(200)]
+    parts = split(rows, validation=None, test=0.3, seed=0, stratify=True, group_by="author")
+    shares = [sum(row.answer == "spam" for row in part) / len(part) for part in (parts.train, parts.test)]
+    assert f"spam is {shares[0]:.1%} of train, {shares[1]:.1%} of test" in parts.said[0]
 
 
 def test_labels_keep_their_proportions_and_a_rare_one_gets_its_share():
@@ -102,11 +197,15 @@ def test_a_prompt_of_half_the_rows_goes_to_training_as_a_whole():
         (rows_of(1), "the test split would be empty"),
         ([], "the train split would be empty"),
         ([pair("same", str(i), i) for i in range(100)], "put a column that differs into data.prompt"),
+        (
+            [pair(f"one two three four five six seven eight nine ten{' end' * (i % 2)}", "x", i) for i in range(4)],
+            "data.near_duplicates: off",
+        ),
     ],
 )
 def test_a_split_that_would_be_empty_is_refused_with_the_number_of_rows(rows, problem):
     with pytest.raises(BadInput) as caught:
-        split(rows, validation=None, test=0.1, seed=0, stratify=True)
+        split(rows, validation=None, test=0.1, seed=0, stratify=True, near=0.8)
     assert problem in str(caught.value) and f"{len(rows)} row" in caught.value.where and "data.test: 0.1" in caught.value.where
 
 
@@ -141,17 +240,80 @@ def test_duplicates_are_rows_equal_to_the_letter():
 
 
 def test_training_rows_that_ask_what_is_held_out_are_removed():
-    kept, removed = remove_overlap([pair("a", "x", 1), pair("b", "x", 2), pair(" A ", "z", 3)], [pair("a", "y", 9)])
-    assert (sources(kept), sources(removed)) == (["t.jsonl:2"], ["t.jsonl:1", "t.jsonl:3"])
+    found = remove_overlap([pair("a", "x", 1), pair("b", "x", 2), pair(" A ", "z", 3)], [pair("a", "y", 9)])
+    assert (sources(found.kept), sources(found.removed)) == (["t.jsonl:2"], ["t.jsonl:1", "t.jsonl:3"])
+    assert found.said.startswith("2 rows of train removed because the held-out rows contain them; the first: t.jsonl:1, see t.jsonl:9")
+
+
+def test_training_rows_that_nearly_ask_what_is_held_out_are_removed_and_said_apart():
+    letter = "you have won a prize of {} pounds in our weekly draw, to claim it call now and quote the number of your ticket"
+    train = [pair("lunch?", "ham", 1), pair(letter.format(800), "spam", 2), pair("the same", "ham", 3), pair("my prize", "ham", 4)]
+    held_out = [pair("The same", "ham", 8), pair(letter.format(2000), "spam", 9)]
+    found = remove_overlap(train, held_out, name="validation", near=0.8)
+    assert sources(found.kept) == ["t.jsonl:1", "t.jsonl:4"]
+    assert found.said == (
+        "2 rows of validation removed because the held-out rows contain them; the first: t.jsonl:2, see t.jsonl:9 (near copies of a prompt: 1)"
+    )
+    assert sources(remove_overlap(train, held_out).removed) == ["t.jsonl:3"]
+    assert remove_overlap(train, []) == Overlap(train, [], "") and remove_overlap([], held_out, near=0.8) == Overlap([], [], "")
+
+
+def test_training_rows_of_a_held_out_author_are_removed():
+    train, held_out = [by("ann", 1), by("bob", 2), by(None, 3)], [by("bob", 8), by(None, 9)]
+    found = remove_overlap(train, held_out, group_by="author")
+    assert sources(found.removed) == ["t.jsonl:2"] and found.said.endswith("see t.jsonl:8 (of the same author: 1)")
+    with pytest.raises(BadInput, match='no row has the column "author"'):
+        remove_overlap(train, [pair("x", "y", 1)], group_by="author")
+
+
+def sms_rows() -> list[Conversation]:
+    file = {"train": str(SHARED / "sms_spam" / "SMSSpamCollection.tsv"), "columns": ["label", "text"], "header": False, "quoting": False}
+    return read_conversations(DataConfig(**file, prompt="Is this message spam or ham?\n\n{text}", completion="{label}")).conversations
+
+
+def leaks(train: list[Conversation], test: list[Conversation]) -> tuple[int, int]:
+    """Test messages that are also in train, but for case and spacing, and further ones with a near copy there: every pair is looked at."""
+
+    def shingles(text: str) -> frozenset[tuple[str, ...]]:
+        tokens = words(text)
+        return frozenset(tuple(tokens[place : place + size]) for size in (1, 2) for place in range(len(tokens)))
+
+    equal = {plain(row.fields["text"]) for row in train}
+    having: dict[tuple[str, ...], list[frozenset[tuple[str, ...]]]] = {}
+    for shingle_set in {shingles(text) for text in equal}:
+        for shingle in shingle_set:
+            having.setdefault(shingle, []).append(shingle_set)
+    copied = near = 0
+    for row in test:
+        own = shingles(row.fields["text"])
+        n_shared = Counter(other for shingle in own for other in having.get(shingle, ()))
+        if plain(row.fields["text"]) in equal:
+            copied += 1
+        elif any(n >= 0.8 * (len(own) + len(other) - n) for other, n in n_shared.items()):
+            near += 1
+    return copied, near
 
 
 @needs_shared
-def test_the_sms_collection_splits_by_label_without_a_leak():
-    file = {"train": str(SHARED / "sms_spam" / "SMSSpamCollection.tsv"), "columns": ["label", "text"], "header": False, "quoting": False}
-    found = read_conversations(DataConfig(**file, prompt="Spam or ham?\n\n{text}", completion="{label}"))
-    rows, dropped = drop_duplicates(found.conversations)
+def test_a_random_split_of_the_sms_collection_leaks_and_ours_does_not():
+    rows = sms_rows()
+    shuffled = random.Random(0).sample(rows, len(rows))
+    n_copied, n_near = leaks(shuffled[1115:], shuffled[:1115])
+    assert n_copied > 100 and n_near > 20  # 12 % of the test rows and 3 % more
+    parts = split(rows, validation=0.1, test=0.2, seed=0, stratify=True, near=0.8)
+    assert leaks([*parts.train, *parts.validation], parts.test) == (0, 0)
+    assert leaks(parts.train, parts.validation) == (0, 0)
+    assert (len(parts.train) + len(parts.validation) + len(parts.test), len(parts.test)) == (5574, 1115)
+    copies_together = split(rows, validation=0.1, test=0.2, seed=0, stratify=True)  # equal prompts only
+    n_copied, n_near = leaks([*copies_together.train, *copies_together.validation], copies_together.test)
+    assert n_copied == 0 and n_near > 20
+
+
+@needs_shared
+def test_the_sms_collection_splits_by_label():
+    rows, dropped = drop_duplicates(sms_rows())
     assert (len(rows), len(dropped)) == (5171, 403)
-    parts = split(rows, validation=0.1, test=0.2, seed=0, stratify=True)
+    parts = split(rows, validation=0.1, test=0.2, seed=0, stratify=True, near=0.8)
     assert Counter(map(id, rows)) == Counter(map(id, [*parts.train, *parts.validation, *parts.test]))
     assert (len(parts.validation), len(parts.test)) == (517, 1034)
     share = sum(row.answer == "spam" for row in rows) / len(rows)
@@ -168,6 +330,7 @@ def test_snips_sentences_of_the_validation_file_leave_the_training_file():
         read_conversations(DataConfig(train=str(SHARED / "snips_slots" / name), **options)).conversations
         for name in ("train.jsonl", "validate.jsonl")
     )
-    kept, removed = remove_overlap(train, held_out)
-    assert len(kept) + len(removed) == 13_784
-    assert {row.fields["text"] for row in train} & {row.fields["text"] for row in held_out} <= {row.fields["text"] for row in removed}
+    equal, near = remove_overlap(train, held_out), remove_overlap(train, held_out, near=0.8)
+    assert [len(found.kept) + len(found.removed) for found in (equal, near)] == [13_784, 13_784]
+    assert {r.fields["text"] for r in train} & {r.fields["text"] for r in held_out} <= {r.fields["text"] for r in equal.removed}
+    assert set(sources(equal.removed)) < set(sources(near.removed)) and (len(equal.removed), len(near.removed)) == (11, 32)

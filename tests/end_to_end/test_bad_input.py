@@ -238,6 +238,15 @@ def test_data_that_changed_since_the_run_began_are_noticed(tiny, interrupted):
     finished(run_here("resume", folder))
 
 
+def test_a_file_that_came_into_a_folder_of_tasks_is_noticed(tiny, interrupted):
+    Path("tasks").mkdir()
+    for task in ("one", "two"):
+        write_jsonl(Path(f"tasks/{task}.jsonl"), map(colour_row, range(24)))
+    folder = interrupted("--data", "tasks")
+    write_jsonl(Path("tasks/three.jsonl"), map(colour_row, range(24)))
+    refused(run_here("resume", folder), "the data changed since this run began", "three.jsonl is new", "restore the files")
+
+
 # --- the machine --------------------------------------------------------------------------------------------------------
 
 

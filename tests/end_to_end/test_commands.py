@@ -156,7 +156,7 @@ def test_eval_prints_rows_and_models_as_json_and_nothing_else(trained):
     said = run_here("eval", trained, "--json")
     finished(said)
     printed = json.loads(said.out)
-    assert set(printed) == {"rows", "models"} and printed["rows"] == 12
+    assert printed.keys() == {"rows", "task", "models", "differences"} and printed["rows"] == 12
     assert set(printed["models"]) == {"majority", "base", "colours"}
     assert {"loss", "perplexity", "bits_per_byte", "accuracy", "f1_red"} <= set(printed["models"]["colours"])
     assert printed["models"]["colours"]["loss"] < printed["models"]["base"]["loss"]

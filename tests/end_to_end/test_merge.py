@@ -4,7 +4,7 @@ import json
 import resource
 from pathlib import Path
 
-from shell import refused, run_here, tree
+from shell import SHORT, finished, refused, run_here, tree
 
 
 def test_a_merged_run_answers_as_the_run_and_says_how_near_it_is(trained):
@@ -14,12 +14,22 @@ def test_a_merged_run_answers_as_the_run_and_says_how_near_it_is(trained):
     assert "comparing on 12 rows of the run's test rows" in said.err
     for words in ("max |Δlogit|", "mean KL", "top-1 agreement", "bfloat16", "the base alone"):
         assert words in said.out, words
+    assert "computed in float32" in said.out
     kept = json.loads(Path("merged/merge.json").read_text())
     assert kept["parity"]["bfloat16"]["kl"] < 0.01 * kept["without_adapter"]["kl"]
     question = "what colour is thing 5?"
     assert run_here("generate", "merged", "--prompt", question).out == run_here("generate", trained, "--prompt", question).out
     again = run_here("merge", trained, "--output", "merged")
     refused(again, "something at the output already", "merged", "another --output")
+
+
+def test_the_table_says_what_all_was_computed_in_where_that_is_not_what_was_written(tiny, colours):
+    run = ("train", "--model", tiny, "--data", colours, "--output", "runs/b", "--test", "0.25", *SHORT, "--set", "training.dtype=bfloat16")
+    finished(run_here(*run))
+    said = run_here("merge", "runs/b", "--output", "merged", "--dtype", "float32")
+    finished(said)
+    assert "computed in bfloat16" in said.out and "float32" in said.out
+    assert json.loads(Path("merged/merge.json").read_text())["computed_in"] == "bfloat16"
 
 
 def test_four_bits_are_written_only_on_request_and_beside_the_16_bit_figures(trained):
@@ -37,6 +47,14 @@ def test_what_cannot_be_merged_is_refused_in_words(trained, tiny, other_tiny):
     refused(run_here("merge", trained, "--output", "out", "--model", other_tiny), "whose weights are not these", fix="load the base")
     refused(run_here("merge", trained, "--output", "out", "--scheme", "nf5"), 'no scheme "nf5"', "--scheme", "nf4")
     refused(run_here("merge", trained, "--output", "out", "--block-size", "64"), "belong to a scheme", fix="--scheme nf4")
+    refused(run_here("merge", trained, "--output", "out", "--embeddings"), "belong to a scheme", fix="--scheme nf4")
+    float16 = run_here("merge", trained, "--output", "out", "--dtype", "float16")
+    refused(float16, 'no dtype "float16"', "--dtype float16", "float32 or bfloat16")
+    assert float16.err.startswith("error"), "before any work"
+    Path("file").write_text("")
+    under = run_here("merge", trained, "--output", "file/out")
+    refused(under, "cannot be written", "file/out", "check the path", code=1)
+    assert under.err.startswith("error"), "before any work"
     refused(run_here("merge", trained, "--output", "out", "--data", "nowhere.jsonl"), "no such", "nowhere.jsonl")
     refused(run_here("merge", trained / "adapter", "--output", "out", "--model", "./none"), "there is no such model folder", "none")
     assert not Path("out").exists()

@@ -1,6 +1,7 @@
 """`tunesmith quantize` in its two forms, and what can be done with a quantised model afterwards."""
 
 import json
+from pathlib import Path
 
 import pytest
 from shell import SHORT, finished, refused, run_here, tree
@@ -30,6 +31,40 @@ def test_a_quantised_model_answers_is_fine_tuned_and_measured(in_4_bits, colours
     refused(run_here(*full), "codes cannot be trained", fix="qlora")
 
 
+def test_embeddings_too_are_stored_trained_on_merged_and_talked_to(tiny, colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prompt = ("--prompt", "what colour is thing 3?", "--max-new-tokens", "4")
+    said = run_here("quantize", tiny, "--scheme", "nf4", "--embeddings", "--dtype", "float32", "--output", "small")
+    finished(said)
+    assert "embeddings too" in said.out and "bit for bit" in said.out and "bitsandbytes has no embeddings in few bits" in said.out
+    base = ("train", "--method", "qlora", "--data", colours, "--test", "0.25")
+    finished(run_here(*base, "--model", "small", "--output", "runs/stored", *SHORT))
+    finished(run_here(*base, "--model", tiny, "--output", "runs/streamed", *SHORT, "--set", "quantization.embeddings=true"))
+    metrics = [Path(f"runs/{run}/metrics.jsonl").read_text().splitlines() for run in ("stored", "streamed")]
+    losses = [[json.loads(line).get("loss") for line in lines] for lines in metrics]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for run in ("runs/stored", "runs/streamed"):
+        evaluated = run_here("eval", run, "--json")
+        finished(evaluated)
+        said = run_here("merge", run, "--output", f"{run}-merged")
+        finished(said)
+        assert "embeddings too, de-quantised) in float32" in said.err
+        assert run_here("generate", f"{run}-merged", *prompt).out == run_here("generate", run, *prompt).out
+    finished(run_here("chat", "runs/stored", stdin="hello\n/quit\n"))
+    full = ("train", "--model", "small", "--method", "full", "--data", colours, "--output", "runs/full")
+    refused(run_here(*full), "codes cannot be trained", fix="qlora")
+
+
+def test_a_study_with_the_embeddings_counts_them(tiny, tmp_path):
+    text = tmp_path / "words.txt"
+    text.write_text("what colour is thing 3? red or blue? " * 50)
+    finished(run_here("quantize", tiny, "--study", "--embeddings", "--text", text, "--output", tmp_path / "s"))
+    study = json.loads((tmp_path / "s/study.json").read_text())
+    assert study["layers"][0]["name"] == "model.embed_tokens"
+    assert all(scheme["name"].endswith("embeddings too") for scheme in study["schemes"])
+    assert "norms stay bfloat16" in (tmp_path / "s/index.html").read_text()
+
+
 def test_a_study_is_a_page_and_its_numbers(tiny, tmp_path):
     text = tmp_path / "words.txt"
     text.write_text("what colour is thing 3? red or blue? " * 50)
@@ -54,7 +89,9 @@ def test_a_study_is_a_page_and_its_numbers(tiny, tmp_path):
         (["--block-size", "7"], "block of 7", "--block-size", "32 to 4096"),
         (["--scheme", "nf4", "--clip", "98"], "no clipping", "--clip", "leave it out"),
         (["--scheme", "int4", "--clip", "99.5"], "nothing would be clipped", "--clip", "98.4"),
-        (["--dtype", "half"], 'no dtype "half"', "--dtype", "bfloat16"),
+        (["--dtype", "half"], 'no dtype "half"', "--dtype", "float32 or bfloat16"),
+        (["--dtype", "float16"], 'no dtype "float16"', "--dtype", "float32 or bfloat16"),
+        (["--study", "--dtype", "float16"], 'no dtype "float16"', "--dtype", "float32 or bfloat16"),
         (["--text", "words.txt"], "for a study", "--text words.txt", "--study"),
         (["--study", "--clip", "98"], "belong to a scheme", "--study", "--scheme int4"),
         (["--study", "--text", "nowhere.txt"], "cannot be read", "nowhere.txt", "--text FILE"),
@@ -66,11 +103,17 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(tiny, tmp_path, m
     assert tree(tmp_path) == {}
 
 
-def test_outputs_and_models_that_are_not_what_they_should_be(tiny, in_4_bits, trained, tmp_path):
+def test_outputs_and_models_that_are_not_what_they_should_be(tiny, in_4_bits, trained, tmp_path, tmp_path_factory):
+    text = tmp_path_factory.mktemp("file") / "words.txt"
+    text.write_text("words")
     refused(run_here("quantize", tiny, "--output", tmp_path), "something at the output", str(tmp_path), "--output")
     refused(run_here("quantize", tiny, "--study", "--output", tmp_path), "something at the output", str(tmp_path), "--output")
     for form in ([], ["--study"]):
         refused(run_here("quantize", in_4_bits, "--output", tmp_path / "q", *form), "quantised already", str(in_4_bits), "made from")
     refused(run_here("quantize", trained, "--output", tmp_path / "q"), "a run, not a model", str(trained), "adapter")
+    for form in ([], ["--study"]):
+        under = run_here("quantize", tiny, "--output", f"{text}/q", *form)
+        refused(under, "cannot be written", f"{text}/q", "check the path", code=1)
+        assert "quantising" not in under.err and "perplexity" not in under.err
     refused(run_here("quantize", tmp_path / "nowhere", "--output", tmp_path / "q"), "no such model", "nowhere", "")
     assert tree(tmp_path) == {}

@@ -7,10 +7,11 @@ from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.evaluation.metrics import (
     INVALID,
     answer_metrics,
+    commonest,
     language_metrics,
-    majority_baseline,
     metric_names,
     parse_json,
+    row_metrics,
     same_answer,
     task_of,
     token_f1,
@@ -182,18 +183,16 @@ def test_words_overlap_as_in_squad():
     assert token_f1("", "Paris") == 0.0
     assert token_f1("", "...") == 1.0
     metrics = answer_metrics("text", [" Paris\n", "the Rome"], ["Paris", "Rome"])
-    assert metrics == {"exact_match": 0.5, "token_f1": 1.0}
+    assert metrics == pytest.approx({"exact_match": 0.5, "token_f1": 1.0, "rouge_l": (1 + 2 / 3) / 2})
 
 
-def test_the_majority_baseline_answers_with_the_commonest_training_answer():
+def test_the_commonest_training_answer_is_the_one_to_give_every_time():
     references = ["ham", "ham", "spam"]
-    ham = majority_baseline("label", ["spam", "ham", "ham "], references)
-    assert ham["accuracy"] == pytest.approx(2 / 3)
-    assert ham["f1_spam"] == 0.0
-    assert majority_baseline("label", ["spam"], references)["accuracy"] == pytest.approx(1 / 3)
-    assert majority_baseline("label", [], references) == ham
-    assert majority_baseline("json", ['{"a": 1}'], ['{"a": 1}', '{"a": 2}'])["accuracy_a"] == 0.5
-    assert majority_baseline("text", ["x"], ["x"]) == {}
+    assert commonest(["spam", "ham", "ham "], references) == "ham"
+    assert commonest(["spam"], references) == "spam"
+    assert commonest([], references) == "ham"  # of an unseen task
+    assert commonest([], [("b", "a"), ("a",), ("b", "c")]) == "b"
+    assert commonest(["x", "y"], references) == "x"  # of equally frequent ones the first
 
 
 def test_language_metrics_of_a_uniform_guess():
@@ -211,6 +210,35 @@ def test_nothing_to_measure_is_refused():
     with pytest.raises(BadInput, match="no rows"):
         answer_metrics("text", [], [])
     with pytest.raises(BadInput, match="no rows"):
-        majority_baseline("label", [], [])
+        commonest([], [])
     with pytest.raises(BadInput, match="nothing was predicted"):
         language_metrics(0.0, 0, 0)
+
+
+def test_of_several_right_answers_the_best_counts():
+    references = [("two hours", "a few hours"), ("at noon",)]
+    metrics = answer_metrics("text", ["a few hours", "noon"], references)
+    assert metrics == pytest.approx({"exact_match": 1 / 2, "token_f1": (1 + 2 / 3) / 2, "rouge_l": (1 + 2 / 3) / 2})
+    assert answer_metrics("text", ["two hours", "noon"], ["two hours", "at noon"])["exact_match"] == 1 / 2  # one each, as ever
+    assert answer_metrics("label", ["b", "a"], [("a", "b"), ("b",)])["accuracy"] == 1 / 2
+    assert answer_metrics("json", ["[2]", "[3]"], [("[1]", "[2]"), ("[1]",)])["exact_match"] == 1 / 2
+
+
+@pytest.mark.parametrize(
+    "task, predictions, references",
+    [
+        ("label", ["ham", "spam", "what?"], ["ham", "ham", "spam"]),
+        ("json", ['{"a": 1}', "no", '{"a": 2}'], ['{"a": 1}', '{"a": 1}', '{"a": 1}']),
+        ("text", ["the cat sat", "", "a dog"], [("a cat sat", "x"), ("y",), ("a dog",)]),
+    ],
+)
+def test_values_of_rows_have_the_metrics_as_their_means(task, predictions, references):
+    whole = answer_metrics(task, predictions, references)
+    for name, values in row_metrics(task, predictions, references).items():
+        assert sum(values) / 3 == pytest.approx(whole[name]), name
+
+
+def test_rouge_l_looks_at_the_order_of_words_and_token_f1_does_not():
+    metrics = answer_metrics("text", ["dog bites man"], ["man bites dog"])
+    assert metrics["token_f1"] == 1.0
+    assert metrics["rouge_l"] == pytest.approx(1 / 3)

@@ -165,5 +165,5 @@ def test_fewer_bits_lose_more_in_every_layer(found):
 
 def test_the_numbers_are_strict_json(found):
     again = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert again["schemes"][1]["scheme"] == {"name": "nf4", "bits": 4, "block_size": 64, "double": True, "clip": None}
+    assert again["schemes"][1]["scheme"] == {"name": "nf4", "bits": 4, "block_size": 64, "double": True, "clip": None, "embeddings": False}
     assert again["layers"][0]["figures"]["int8, rows"]["snr_dB"] == found.layers[0].figures["int8, rows"].snr_dB

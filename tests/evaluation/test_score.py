@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunesmith.config import LoraConfig
-from tunesmith.data.conversation import Conversation, Message
+from tunesmith.data.conversation import Conversation, Message, ToolCall
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 from tunesmith.evaluation.score import max_new_tokens_for, measure, test_rows
@@ -79,3 +79,35 @@ def test_answers_get_room_for_a_little_more_than_the_longest_reference(opened):
     rows = test_rows(conversations([*ROWS, ("a", "yes " * 30)]), renderer, loaded.context)
     assert rows.longest_answer_tokens < max_new_tokens_for(rows, None) < 2 * rows.longest_answer_tokens
     assert max_new_tokens_for(rows, 7) == 7
+
+
+def test_every_right_answer_of_a_row_is_accepted_the_trained_one_first(opened):
+    loaded, renderer = opened
+    several = Conversation((Message("user", "x", False), Message("assistant", "b", True)), "f:1", {"references": ["a", "b", "c"]})
+    rows = test_rows([several, *conversations(ROWS)], renderer, loaded.context)
+    assert rows.accepted[0] == ("b", "a", "c")
+    assert rows.accepted[1] == ("spam",)
+    assert rows.references[:2] == ["b", "spam"]
+
+
+def test_an_answer_that_is_only_a_tool_call_has_bytes_too(opened):
+    loaded, renderer = opened
+    loaded.tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] or '') }}"
+        "{% for call in m['tool_calls'] or [] %}<call>{{ call['function']['name'] }} {{ call['function']['arguments'] | tojson }}</call>"
+        "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    call = Message("assistant", "", True, tool_calls=(ToolCall("lookup", {"city": "Oslo"}),))
+    renderer = Renderer(loaded.tokenizer, eos_ids=loaded.eos_ids)
+    rows = test_rows([Conversation((Message("user", "x", False), call), "f:1")], renderer, loaded.context)
+    assert rows.n_bytes == [len('<call>lookup {"city": "Oslo"}</call>')]
+
+
+def test_values_of_rows_and_their_weights_give_the_metrics_of_all(opened):
+    loaded, renderer = opened
+    rows = test_rows(conversations(ROWS), renderer, loaded.context)
+    measured = measure(loaded.model, rows, renderer, adapter=None, title="base", max_new_tokens=4)
+    for name, values in measured.values.items():
+        weights = measured.weights.get(name, [1.0] * len(values))
+        mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+        assert mean == pytest.approx(measured.metrics[name]), name

@@ -1,8 +1,6 @@
 """An adapter folded into its base: the same answers as base + adapter, whatever the base is stored in."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import byte_level_tokenizer, save_tiny_model
+from tests.memory import needs_proc, watched
 from tests.model.families import FAMILIES, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
@@ -20,15 +19,16 @@ from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
 from tunesmith.exports.merged import fold
 from tunesmith.exports.parity import compare, keep_logits
+from tunesmith.exports.quantized import write_quantized
 from tunesmith.model.adapters import adapter_parameters, attach, linear_layers, load_adapter, using
-from tunesmith.model.frozen import QuantizedLinear
+from tunesmith.model.frozen import QuantizedWeight
 from tunesmith.model.load import load_model
 from tunesmith.quant.scheme import Scheme, find_scheme, scheme_of_words
 from tunesmith.quant.tensor import dequantize, quantize
 from tunesmith.runs import RunFolder
 from tunesmith.training.loop import train
 
-NF4 = find_scheme("nf4", 32)
+NF4, WITH_EMBEDDINGS = find_scheme("nf4", 32), find_scheme("nf4", 32, embeddings=True)
 
 
 def trained(model: Path, folder: Path, name: str, **changes: Any) -> RunFolder:
@@ -54,6 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     return {
         "lora": trained(base, folder, "lora", method="lora"),
         "qlora": trained(base, folder, "qlora", method="qlora", quantization={"block_size": 32}),
+        "embeddings": trained(base, folder, "embeddings", method="qlora", quantization={"block_size": 32, "embeddings": True}),
     }
 
 
@@ -75,7 +76,7 @@ def some_rows(n_ids: int) -> list[Example]:
 # --- equal to base + adapter ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "embeddings"])
 def test_merged_logits_are_those_of_base_and_adapter(runs: dict[str, RunFolder], tmp_path: Path, method: str):
     """FAILURES 6: the sum is made on the weights that the adapter was trained on."""
     result = merge(runs[method].path, tmp_path / "merged", dtype="float32")
@@ -119,7 +120,7 @@ def test_weights_are_those_of_pefts_merge_and_unload(runs: dict[str, RunFolder],
         torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("scheme", [None, NF4], ids=["dense", "nf4"])
+@pytest.mark.parametrize("scheme", [None, NF4, WITH_EMBEDDINGS], ids=["dense", "nf4", "nf4, embeddings too"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_folded(family: str, scheme: Scheme | None, tmp_path: Path):
     """Conv1D (GPT-2), biases, tied and untied heads, fused projections: names and shapes are the base's, answers the adapter's."""
@@ -189,14 +190,8 @@ def test_a_qlora_adapter_on_the_dense_base_is_measurably_worse(runs: dict[str, R
     assert theirs.max_logit > 10 * ours["max_logit"]
     with pytest.raises(BadInput, match="trained on a base in nf4, blocks of 32, scales in 8 bits, and this one is in int8"):
         quantised = tmp_path / "int8"
-        tunesmith_quantize(base_of(runs["qlora"]), quantised)
+        write_quantized(str(base_of(runs["qlora"])), find_scheme("int8"), quantised)
         merge(runs["qlora"].adapter, tmp_path / "other", model=str(quantised))
-
-
-def tunesmith_quantize(model: Path, output: Path) -> None:
-    from tunesmith.exports.quantized import write_quantized
-
-    write_quantized(str(model), find_scheme("int8"), output)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
@@ -279,6 +274,28 @@ def test_added_tokens_and_their_embeddings_survive_training_and_merging(tied: bo
     assert torch.equal(merged.get_output_embeddings().weight, model.get_output_embeddings().weight)
 
 
+def test_embeddings_in_few_bits_are_merged_as_what_their_codes_stand_for(runs: dict[str, RunFolder], tmp_path: Path):
+    """Adapters know that their base's embeddings were in few bits, and which: a folder of theirs alone is merged onto the same."""
+    base = load_file(base_of(runs["embeddings"]) / "model.safetensors")["model.embed_tokens.weight"]
+    expected = dequantize(quantize(base, WITH_EMBEDDINGS))
+    for n, place in enumerate((runs["embeddings"].path, runs["embeddings"].adapter)):
+        result = merge(place, tmp_path / str(n), dtype="float32")
+        assert result["base"].endswith("(nf4, blocks of 32, scales in 8 bits, embeddings too, de-quantised)")
+        found = load_file(tmp_path / str(n) / "model.safetensors")
+        assert torch.equal(found["model.embed_tokens.weight"], expected)
+        assert "lm_head.weight" not in found
+    stored = tmp_path / "stored"
+    write_quantized(str(base_of(runs["qlora"])), NF4, stored, "float32")
+    with pytest.raises(BadInput, match="embeddings too, and this one is in nf4, blocks of 32, scales in 8 bits\n"):
+        merge(runs["embeddings"].adapter, tmp_path / "other", model=str(stored))
+
+
+def test_a_merged_model_is_written_in_few_bits_with_its_embeddings_on_request(runs: dict[str, RunFolder], tmp_path: Path):
+    result = merge(runs["lora"].path, tmp_path / "merged", scheme=WITH_EMBEDDINGS)
+    assert list(result["parity"]) == ["bfloat16", str(WITH_EMBEDDINGS)]
+    assert load_model(str(tmp_path / "merged")).scheme == WITH_EMBEDDINGS
+
+
 def test_an_adapter_folder_is_merged_onto_the_base_that_it_names_in_the_bits_of_its_training(runs: dict[str, RunFolder], tmp_path: Path):
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -315,7 +332,8 @@ def test_a_foreign_adapter_is_merged_onto_the_base_it_is_given(
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8", "affine4"])
 def test_the_words_of_a_scheme_say_all_of_it(scheme: str):
-    for found in (find_scheme(scheme), find_scheme(scheme, 128, True), find_scheme(scheme, 32, False)):
+    more = find_scheme(scheme, embeddings=True), find_scheme(scheme, 32, True, embeddings=True)
+    for found in (find_scheme(scheme), find_scheme(scheme, 128, True), find_scheme(scheme, 32, False), *more):
         assert scheme_of_words(str(found)) == found
     clipped = find_scheme("int4", 256, clip=99.0)
     assert scheme_of_words(str(clipped)) == clipped
@@ -325,49 +343,33 @@ def test_the_words_of_a_scheme_say_all_of_it(scheme: str):
 
 # --- memory ---------------------------------------------------------------------------------------------------------------
 
-FOLD = """
-import json, sys, threading, time
+
+@needs_proc
+def test_folding_takes_the_16_bit_weights_and_a_layer_in_float32_and_no_second_model(tmp_path: Path):
+    """The largest layer is the embedding, which is in few bits too and tied to the head."""
+    vocabulary = 8192
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=384, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=6,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    found = watched(
+        'fold(model, "x", torch.bfloat16)',
+        setup="""
 import torch
 from tunesmith.config import LoraConfig
 from tunesmith.exports.merged import fold
 from tunesmith.model.adapters import attach
 from tunesmith.model.load import load_model
 from tunesmith.quant.scheme import find_scheme
-
-def anonymous():
-    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) * 1024
-
-model = load_model(sys.argv[1], "bfloat16", scheme=find_scheme("nf4")).model
+model = load_model(sys.argv[1], "bfloat16", scheme=find_scheme("nf4", embeddings=True)).model
 attach(model, "x", LoraConfig(rank=4), seed=0)
-codes = sum(p.nbytes for n, p in model.named_parameters() if ".stored_" in n)
-before, peak, done = anonymous(), [0], []
-
-def watch():
-    while not done:
-        peak[0] = max(peak[0], anonymous())
-        time.sleep(0.0005)
-
-thread = threading.Thread(target=watch)
-thread.start()
-fold(model, "x", torch.bfloat16)
-done.append(1)
-thread.join()
-print(json.dumps({"grown": peak[0] - before, "codes": codes}))
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_folding_takes_the_16_bit_weights_and_a_layer_in_float32_and_no_second_model(tmp_path: Path):
-    config = LlamaConfig(
-        vocab_size=384, hidden_size=384, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=6,
-        tie_word_embeddings=True,
+codes = sum(p.nbytes for n, p in model.named_parameters() if ".stored_" in n)""",
+        facts='{"codes": codes}', arguments=[tmp_path],
     )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    byte_level_tokenizer().save_pretrained(tmp_path)
-    done = subprocess.run([sys.executable, "-c", FOLD, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    sixteen_bits, layer = 8 * (4 * 384 * 384 + 3 * 384 * 1536) * 2, 384 * 1536 * 4
-    assert found["grown"] < sixteen_bits + 3 * layer + 16e6, f"{found}: two float32 models would be {4 * sixteen_bits:,}"
+    sixteen_bits, layer = (8 * (4 * 384 * 384 + 3 * 384 * 1536) + vocabulary * 384) * 2, vocabulary * 384 * 4
+    assert found["grown"] < sixteen_bits + layer + 10e6, f"{found}: two float32 models would be {4 * sixteen_bits:,}"
 
 
 # --- refused --------------------------------------------------------------------------------------------------------------
@@ -386,7 +388,9 @@ def test_what_cannot_be_merged_is_refused(runs: dict[str, RunFolder], tiny_model
         ((runs["lora"].path, tmp_path / "out"), {"model": str(other)}, "whose weights are not these", "load the base it was trained on"),
         ((unfinished.path, tmp_path / "out"), {}, "no adapter yet", "tunesmith resume"),
         ((tmp_path / "nowhere", tmp_path / "out"), {}, "no such adapter folder", "RUN/adapter"),
-        ((runs["lora"].path, tmp_path / "out"), {"dtype": "int3"}, 'no dtype "int3"', "bfloat16"),
+        # before anything is read, of which nothing is there
+        ((tmp_path / "nowhere", tmp_path / "out"), {"dtype": "float16"}, 'no dtype "float16"', "float32 or bfloat16"),
+        ((tmp_path / "nowhere", tmp_path / "out"), {"dtype": "auto"}, 'no dtype "auto"', "float32 or bfloat16"),
     ]
     for arguments, settings, what, fix in cases:
         with pytest.raises(BadInput, match=what) as caught:
@@ -401,5 +405,5 @@ def test_codes_never_remain_in_a_folded_model(runs: dict[str, RunFolder]):
     model = load_model(str(base_of(runs["lora"])), "float32", scheme=NF4).model
     attach(model, "x", LoraConfig(rank=2, targets=["q_proj"]), seed=0)
     assert fold(model, "x", torch.bfloat16) == 2
-    assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
+    assert not any(isinstance(module, QuantizedWeight) for module in model.modules())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

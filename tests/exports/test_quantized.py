@@ -1,6 +1,7 @@
 """A quantised model as a folder: what is taken along, what is said, and that nothing is left of a failure."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from tests.conftest import save_tiny_model
 from tests.end_to_end.shell import tree
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tunesmith.api import merge
 from tunesmith.config import LoraConfig
 from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.exports.quantized import write_quantized
-from tunesmith.model.adapters import adapter_parameters, attach, load_adapter, save_adapter
+from tunesmith.model.adapters import adapter_parameters, attach, fingerprint, load_adapter, save_adapter
 from tunesmith.model.load import load_model
 from tunesmith.quant.scheme import find_scheme
+from tunesmith.study_page import write_study_of
 
 NF4 = find_scheme("nf4")
 
@@ -88,6 +91,59 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_left(tiny_mod
     assert tree(tmp_path) == {"file": b""}
 
 
+@pytest.mark.parametrize("place", ["file/q", "file/deep/q", "/proc/none/q"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch, place):
+    """Before the model is looked for, of which there is none; merging and studying begin with the same look."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    begin = [
+        lambda output: write_quantized("nowhere", NF4, output), lambda output: merge("nowhere", output),
+        lambda output: write_study_of("nowhere", output, None),
+    ]  # fmt: skip
+    for work in begin:
+        with pytest.raises(MachineFailed, match="cannot be written") as error:
+            work(Path(place))
+        assert place in error.value.where
+    assert tree(tmp_path) == {"file": b""}
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
+    with pytest.raises(BadInput, match="no such model"):
+        write_quantized(str(tmp_path / "nowhere"), NF4, tmp_path / "new/deep/q")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "auto", "half"])
+def test_a_dtype_that_is_not_written_is_refused_before_the_work(tmp_path, dtype):
+    with pytest.raises(BadInput, match=f'no dtype "{dtype}"') as error:
+        write_quantized("nowhere", NF4, tmp_path / "q", dtype)
+    assert (error.value.where, error.value.fix) == (f"--dtype {dtype}", "float32 or bfloat16")
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8", "affine3"])
+def test_embeddings_are_stored_in_few_bits_on_request(tiny_model, tmp_path, name):
+    scheme = find_scheme(name, embeddings=True)
+    said = write_quantized(str(tiny_model), scheme, tmp_path / "with", "float32")
+    write_quantized(str(tiny_model), find_scheme(name), tmp_path / "without", "float32")
+    assert "embeddings too: 82,752 weights of 15 layers" in said[0] and "norms stay float32" in said[0]  # 333 x 64 more, tied: once
+    assert said[-1] == "opens in tunesmith only: bitsandbytes has no embeddings in few bits"
+    loaded = load_model(str(tmp_path / "with"), "float32")
+    assert loaded.scheme == scheme
+    sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("with", "without")]
+    assert sizes[0] < sizes[1] - 333 * 64 * 2
+
+
+def test_an_adapter_does_not_fit_a_folder_whose_weights_were_put_there_later(tiny_model, tmp_path):
+    """tunesmith.json names the dense weights that the codes were made from: it must be those codes."""
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    for source, folder in ((tiny_model, "one"), (other, "two")):
+        write_quantized(str(source), NF4, tmp_path / folder, "float32")
+    assert fingerprint(load_model(str(tmp_path / "one"), "float32").model) == fingerprint(load_model(str(tiny_model), "float32").model)
+    weights = (tmp_path / "two/model.safetensors").read_bytes()
+    (tmp_path / "one/model.safetensors").write_bytes(weights)
+    assert fingerprint(load_model(str(tmp_path / "one"), "float32").model) != fingerprint(load_model(str(tiny_model), "float32").model)
+
+
 def test_an_adapter_of_the_dense_base_fits_the_folder_of_its_codes(tiny_model, tmp_path):
     model = load_model(str(tiny_model), "float32").model
     attach(model, "x", LoraConfig(rank=4), seed=0)
@@ -105,7 +161,7 @@ def test_an_adapter_of_the_dense_base_fits_the_folder_of_its_codes(tiny_model, t
 
 def test_blocks_that_bitsandbytes_has_not_become_files_of_our_own(tiny_model, tmp_path):
     said = write_quantized(str(tiny_model), find_scheme("nf4", 48), tmp_path / "48", "float32")
-    assert said[-1] == "opens in tunesmith only: bitsandbytes has no such scheme, or no experts"
+    assert said[-1] == "opens in tunesmith only: bitsandbytes has no such scheme"
     assert json.loads((tmp_path / "48/config.json").read_text())["quantization_config"]["quant_method"] == "tunesmith"
 
 

@@ -25,6 +25,7 @@ from tunesmith.quant.tensor import dequantize, quantize
 SCHEMES = {
     "nf4": find_scheme("nf4"), "fp4": find_scheme("fp4", double=False), "int8": find_scheme("int8"), "int4": find_scheme("int4"),
     "affine3": find_scheme("affine3", double=True), "int2": find_scheme("int2", 32), "int8 blocks": find_scheme("int8", 64),
+    "nf4, embeddings": find_scheme("nf4", embeddings=True), "int8, embeddings": find_scheme("int8", embeddings=True),
 }  # fmt: skip
 IDS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(0))
 PROJECTION = "model.layers.0.mlp.up_proj"
@@ -49,7 +50,7 @@ def dense(tmp_path_factory):
 
 
 def write(dense, folder, scheme, dtype="bfloat16"):
-    loaded = load_model(str(dense), dtype, scheme=scheme, layout="flat" if scheme.is_codebook else "rows")
+    loaded = load_model(str(dense), dtype, scheme=scheme, layout="flat" if scheme.is_codebook and scheme.in_bitsandbytes else "rows")
     save_quantized(loaded.model, folder, loaded.model.dtype)
     loaded.tokenizer.save_pretrained(folder)
     return loaded
@@ -89,14 +90,30 @@ def test_rows_that_the_block_does_not_divide_are_written_in_the_flat_layout(tmp_
     assert torch.equal(dequantize(layer.q), dequantize(quantize(exact, SCHEMES["nf4"], "flat")))
 
 
+@pytest.mark.parametrize("embeddings", [False, True], ids=["linear layers", "embeddings too"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_comes_back(family, tmp_path):
+def test_every_family_comes_back(family, embeddings, tmp_path):
     tiny(family).save_pretrained(tmp_path / "dense")
     byte_level_tokenizer().save_pretrained(tmp_path / "dense")
-    written = write(tmp_path / "dense", tmp_path / "stored", find_scheme("nf4", 32), "float32")
+    written = write(tmp_path / "dense", tmp_path / "stored", find_scheme("nf4", 32, embeddings=embeddings), "float32")
     opened = load_model(str(tmp_path / "stored"), "float32")
+    assert opened.scheme == written.scheme
+    ties, before = (m.get_output_embeddings().weight is m.get_input_embeddings().weight for m in (tiny(family), tiny(family)))
+    if embeddings:
+        assert opened.model.get_output_embeddings().shares(opened.model.get_input_embeddings()) == ties == before
+    assert opened.model.all_tied_weights_keys == tiny(family).all_tied_weights_keys
+    assert sum(p.nbytes for p in opened.model.parameters()) == sum(p.nbytes for p in written.model.parameters())
     with torch.no_grad():
         assert torch.equal(opened.model(IDS % 96).logits, written.model(IDS % 96).logits)
+
+
+def test_embeddings_in_few_bits_are_files_of_our_own_and_a_tied_weight_is_there_once(dense, tmp_path):
+    write(dense, tmp_path, SCHEMES["nf4, embeddings"])
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["scheme"]["embeddings"]) == ("tunesmith", True)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert {"model.embed_tokens.weight", "model.embed_tokens.weight.scales"} <= names
+    assert not any(name.startswith("lm_head") or "stored_" in name for name in names)
 
 
 @pytest.mark.parametrize("family", MIXTURES)
@@ -203,8 +220,9 @@ def test_conv1d_weights_and_their_biases_travel_too(tmp_path):
 def stored(dense, tmp_path_factory):
     """Folders by scheme, to be copied before they are damaged."""
     root = tmp_path_factory.mktemp("stored")
-    for name in ("nf4", "int8", "affine3"):
+    for name in ("nf4", "int8", "affine3", "nf4, embeddings"):
         write(dense, root / name, SCHEMES[name])
+    write(dense, root / "int3", find_scheme("int3"))
     return root
 
 
@@ -238,6 +256,21 @@ def change_scheme(**changes):
         path = folder / "config.json"
         config = json.loads(path.read_text())
         config["quantization_config"]["scheme"] |= changes
+        path.write_text(json.dumps(config))
+
+    return damage
+
+
+def change_config(*keys, **changes):
+    """Of config.json's quantization_config, or of a part of it."""
+
+    def damage(folder):
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        part = config["quantization_config"]
+        for key in keys:
+            part = part[key]
+        part |= changes
         path.write_text(json.dumps(config))
 
     return damage
@@ -283,7 +316,55 @@ DAMAGE = {
     "impossible codes": ("affine3", change_tensor("weight", lambda t: t * 0 + 255), "none of affine3"),
     "scales below zero": ("int8", change_tensor("SCB", lambda t: -t), "none of int8"),
     "zero points of another kind": ("affine3", change_tensor("weight.zeros", lambda t: t.float()), '"zeros" should be'),
+    "weight_format of another shape": ("int8", change_tensor("weight_format", lambda t: t.repeat(3)), r"one whole number, not \(3,\)"),
+    "weight_format of another kind": ("int8", change_tensor("weight_format", lambda t: t.float()), "one whole number"),
+    "a dtype that is none": ("nf4", change_state(dtype="int3"), 'dtype that is none: "int3"'),
+    "a second dtype that is none": ("nf4", change_state(nested_dtype="int3"), 'dtype that is none: "int3"'),
+    "no dtype": ("nf4", change_state(dtype=None), 'dtype that is none: "None"'),
 }
+
+
+SAID_OTHERWISE = {
+    "another codebook": ("nf4", change_config(bnb_4bit_quant_type="fp4"), "says .*fp4.*, and model.layers.* is in nf4"),
+    "scales in 32 bits": ("nf4", change_config(bnb_4bit_use_double_quant=False), "use_double_quant: False.*scales in 8 bits"),
+    "8 bits over 4": ("nf4", change_config(load_in_4bit=False, load_in_8bit=True), "load_in_8bit: True.* is in nf4"),
+    "4 bits over 8": ("int8", change_config(load_in_4bit=True, load_in_8bit=False, bnb_4bit_quant_type="nf4"), "is in int8"),
+    "other levels of as many bits": ("int3", change_config("scheme", name="int4", bits=4), "says int4.* and model.safetensors int3"),
+    "another block": ("affine3", change_config("scheme", block_size=128), "blocks of 128.* and model.safetensors affine3, blocks of 64"),
+    "no embeddings": ("nf4, embeddings", change_config("scheme", embeddings=False), "scales in 8 bits, and model.safetensors .*embeddings too"),
+    "embeddings": ("affine3", change_config("scheme", embeddings=True), "embeddings too, and model.safetensors affine3"),
+    "a scheme in one word": ("affine3", change_config(scheme="affine3"), "'affine3' should be a mapping"),
+    "no scheme": ("affine3", change_config(scheme=None), "None should be a mapping"),
+    "a number as a name": ("affine3", change_config("scheme", name=3), "name cannot be 3"),
+    "bits in words": ("affine3", change_config("scheme", bits="3"), "bits cannot be '3'"),
+    "half a block": ("affine3", change_config("scheme", block_size=32.5), r"block_size cannot be 32\.5"),
+    "a yes": ("affine3", change_config("scheme", double="yes"), "double cannot be 'yes'"),
+    "an unknown name": ("affine3", change_config("scheme", name="affine9"), 'a scheme that is none: there is no scheme "affine9"'),
+    "a block of 7": ("affine3", change_config("scheme", block_size=7), "a scheme that is none: a block of 7"),
+    "several keys": ("affine3", change_config("scheme", speed=3, colour="red"), "colour is no key of it; speed is no key of it"),
+    "another method": ("affine3", change_config(quant_method="bitsandbytes"), 'quant_method: "tunesmith"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAID_OTHERWISE.values(), ids=SAID_OTHERWISE)
+def test_a_config_that_says_something_else_than_the_files_is_refused_at_its_own_place(stored, tmp_path, case):
+    name, damage, what = case
+    folder = copy(stored / name, tmp_path / "damaged")
+    damage(folder)
+    with pytest.raises(BadInput, match=what) as error:
+        load_model(str(folder), "bfloat16")
+    assert error.value.fix
+    if name != "affine3" or "quant_method" not in what:
+        assert error.value.where.startswith(f"{folder / 'config.json'}: quantization_config")
+
+
+def test_a_file_without_the_name_of_its_scheme_and_a_config_without_embeddings_are_those_of_an_older_version(stored, tmp_path):
+    folder = copy(stored / "affine3", tmp_path / "older")
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]["scheme"]["embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_model(str(folder), "bfloat16").scheme == SCHEMES["affine3"]
 
 
 @pytest.mark.parametrize("case", DAMAGE.values(), ids=DAMAGE)

@@ -5,7 +5,7 @@ import torch
 
 from tunesmith.errors import BadInput
 from tunesmith.quant.scheme import NAMES, find_scheme
-from tunesmith.quant.tensor import dequantize, dequantize_into, from_tensors, pack, quantize, stored_shapes, unpack
+from tunesmith.quant.tensor import dequantize, dequantize_into, dequantize_rows, from_tensors, pack, quantize, stored_shapes, unpack
 
 EVERY = [find_scheme(name) for name in NAMES]
 DOUBLED = [find_scheme(name, double=True) for name in ("nf4", "fp4", "int4", "affine3", "int8", "affine8")]
@@ -119,6 +119,53 @@ def test_clipping_gives_up_the_outlier_for_the_others():
     others = torch.arange(64) != 9
     assert (plain - w)[0, others].square().mean() > 20 * (clipped - w)[0, others].square().mean()
     assert plain[0, 9] == 5 and clipped[0, 9] < 0.2
+
+
+@pytest.mark.parametrize("layout", ["rows", "flat"])
+@pytest.mark.parametrize("scheme", [*EVERY, *DOUBLED, *CLIPPED], ids=str)
+def test_rows_alone_are_those_of_the_whole_weight_bit_for_bit(scheme, layout):
+    rows = torch.tensor([5, 0, 5, 3, 299])
+    for k in (
+        128,
+        172,
+        65,
+        34,
+        30,
+    ):  # blocks that divide the row; ragged ones, which cross rows in layout flat; an odd row; less than a block
+        q = quantize(weight(300, k), scheme, layout)  # 300 rows: scales of several second-level groups
+        for dtype in (torch.float32, torch.bfloat16):
+            assert torch.equal(dequantize_rows(q, rows, dtype), dequantize(q, dtype)[rows]), k
+        assert torch.equal(dequantize_rows(q, rows.int()), dequantize(q)[rows])
+        assert dequantize_rows(q, rows[:0]).shape == (0, k)
+
+
+def test_only_the_rows_that_are_asked_for_are_made(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "tunesmith.quant.tensor.dequantize_into", lambda q, out, real=dequantize_into: made.append(len(out)) or real(q, out)
+    )
+    for layout in ("rows", "flat"):
+        dequantize_rows(quantize(weight(300, 128), find_scheme("nf4"), layout), torch.tensor([7, 8]))
+    assert made == [2, 2]
+
+
+@pytest.mark.parametrize("scheme", [find_scheme("int8"), find_scheme("int3"), find_scheme("affine4", double=True)], ids=str)
+def test_pieces_of_a_weight_are_coded_as_the_whole(scheme, monkeypatch):
+    w = weight(50, 172)
+    whole = quantize(w, scheme)
+    monkeypatch.setattr("tunesmith.quant.tensor.CACHED", 7 * 172)
+    in_pieces = quantize(w, scheme)
+    assert all(torch.equal(tensor, in_pieces.tensors()[name]) for name, tensor in whole.tensors().items())
+    assert torch.equal(dequantize(in_pieces), affine_by_hand(whole, w.shape))
+
+
+def affine_by_hand(q, shape):
+    """Every weight from its code, the scale of its block and the zero point, one by one."""
+    n, k = shape
+    codes, block = unpack(q.codes, q.scheme, k), q.scheme.block_size or k
+    at = torch.arange(n)[:, None] * -(-k // block) + torch.arange(k)[None] // block
+    zeros = 0 if q.zeros is None else q.zeros[at].float()
+    return (codes.float() - zeros) * q.scales.values()[at]
 
 
 # --- storage ------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ METHODS = {
     "qlora": {"method": "qlora", "lora": {"rank": 4}, "quantization": {"block_size": 32}},
     "full": {"method": "full", "training": {"learning_rate": 1e-3}},
     "full-adamw8bit": {"method": "full", "training": {"learning_rate": 1e-3, "optimizer": "adamw8bit"}},
+    "lora-packed": {"method": "lora", "lora": {"rank": 4, "dropout": 0.2}, "training": {"packing": True}},
+    "full-packed": {"method": "full", "training": {"learning_rate": 1e-3, "packing": True}},
     "full-last-layer": {"method": "full", "full": {"train": 1}, "training": {"learning_rate": 1e-3}},
 }
 
@@ -44,6 +46,8 @@ def make_run(model: Path, folder: Path, output: str = "run", **changes: Any) -> 
     }  # fmt: skip
     for key, value in changes.items():
         raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
+    if "batch_tokens" in raw["training"]:
+        del raw["training"]["batch_size"]
     return validate(raw, "test")[0]
 
 
@@ -96,7 +100,17 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(
     assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("cut", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"micro_batch_tokens": 4096}])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"micro_batch_size": 1},
+        {"micro_batch_size": 3},
+        {"micro_batch_tokens": 4096},
+        {"packing": True},
+        {"packing": True, "micro_batch_tokens": 4096},
+        {"packing": True, "micro_batch_tokens": 8},  # every example is longer than a row and has one of its own
+    ],
+)
 def test_a_step_is_the_same_however_it_is_cut(tiny_model: Path, tmp_path: Path, cut: dict[str, int]):
     """FAILURES 7: averaging the means of micro-batches would weigh short answers more."""
     one = train(make_run(tiny_model, tmp_path, "one", **METHODS["lora"], training={"steps": 4}))
@@ -108,9 +122,11 @@ def test_a_step_is_the_same_however_it_is_cut(tiny_model: Path, tmp_path: Path, 
 
 
 def test_two_processes_take_the_same_steps_as_one(tiny_model: Path, tmp_path: Path):
-    alone = train(make_run(tiny_model, tmp_path, "alone", **METHODS["lora"], training={"steps": 4, "batch_size": 5}))
+    """The two pack their rows, the one pads them."""
+    training = {"steps": 4, "batch_size": 5}
+    alone = train(make_run(tiny_model, tmp_path, "alone", **METHODS["lora"], training=training))
     config = tmp_path / "two.yaml"
-    config.write_text(to_yaml(make_run(tiny_model, tmp_path, "two", **METHODS["lora"], training={"steps": 4, "batch_size": 5})))
+    config.write_text(to_yaml(make_run(tiny_model, tmp_path, "two", **METHODS["lora"], training={**training, "packing": True})))
     command = [
         sys.executable,
         "-m",
@@ -364,7 +380,7 @@ def test_an_adapted_layer_without_a_gradient_stops_the_run(tiny_model: Path, tmp
 
 def test_both_ways_of_attention_on_a_cpu_take_the_same_steps(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept = train(make_run(tiny_model, tmp_path, "kept", **METHODS["lora"], training={"steps": 4}))
-    monkeypatch.setattr("tunesmith.training.loop.EAGER_SCORE_BYTES", 0)
+    monkeypatch.setattr("tunesmith.training.loop.KEPT_SCORE_BYTES", 0)
     flash = train(make_run(tiny_model, tmp_path, "flash", **METHODS["lora"], training={"steps": 4}))
     for a, b in zip(losses(kept), losses(flash), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
@@ -377,3 +393,92 @@ def test_computing_activations_again_changes_no_number(tiny_model: Path, tmp_pat
     again = train(make_run(tiny_model, tmp_path, "again", **settings))
     assert losses(again) == losses(kept)
     assert all(torch.equal(tensor, weights(kept)[name]) for name, tensor in weights(again).items())
+
+
+# --- packing and steps of tokens ----------------------------------------------------------------------------------------------
+
+
+def test_a_packed_run_by_token_budget_takes_every_row_once_per_epoch_and_resumes_bit_equal_after_any_step(tiny_model: Path, tmp_path: Path):
+    training = {"batch_tokens": 200, "packing": True, "epochs": 2}
+    whole = train(make_run(tiny_model, tmp_path, **METHODS["lora"], training=training))
+    n_steps = whole.status()["steps"]
+    tokens = [row["tokens"] for row in whole.metrics() if "tokens" in row]
+    assert len(tokens) == n_steps > 4
+    assert max(tokens) <= 200
+    assert sum(tokens) == 2 * whole.status()["data"]["counts"]["tokens_per_epoch"]
+    for stop in range(1, n_steps):
+        stopped = RunFolder(tmp_path / f"stopped-{stop}")
+        shutil.copytree(whole.path, stopped.path)
+        for step, path in steps_of(stopped.checkpoints):
+            if step > stop:
+                shutil.rmtree(path)
+        stopped.set_status(state="interrupted")
+        resume(stopped)
+        assert losses(stopped) == losses(whole)
+        assert all(torch.equal(weights(stopped)[name], tensor) for name, tensor in weights(whole).items())
+
+
+def test_the_padding_before_and_after_packing_is_said_and_kept(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    short_and_long = [{"prompt": "call", "completion": "ham"}] * 9 + [{"prompt": "free prize " * 12, "completion": "spam"}] * 3
+    (tmp_path / "tail.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short_and_long))
+    data = {"train": str(tmp_path / "tail.jsonl"), "validation": None}
+    training = {"steps": 3, "validate_every": None, "micro_batch_tokens": 4096, "packing": True}
+    folder = train(make_run(tiny_model, tmp_path, method="lora", data=data, training=training))
+    share = folder.status()["padding"]
+    assert share["packed"] < 0.15 < 0.3 < share["unpacked"] < 1
+    said = capsys.readouterr().err
+    assert "packed rows: tried on this model, no example sees another" in said
+    assert f"{share['packed']:.1%} of what is computed is padding; without packing it would be {share['unpacked']:.1%}" in said
+    ready = prepare(make_run(tiny_model, tmp_path, method="lora", data=data, training={**training, "packing": False}), "run")
+    assert ready.padding == share
+    assert any(line.endswith(f"training.packing: true would leave {share['packed']:.1%}") for line in ready.said)
+
+
+def test_a_resumed_run_may_start_to_pack(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = stopped_run(tiny_model, tmp_path)
+    edit_config(folder, training__packing=True)
+    resume(folder)
+    assert "training.packing: False → True (sums are rounded otherwise)" in capsys.readouterr().err
+
+
+def test_steps_of_a_token_budget_are_said_with_the_examples_that_do_not_fit(tiny_model: Path, tmp_path: Path):
+    ready = prepare(make_run(tiny_model, tmp_path, method="lora", training={"batch_tokens": 30}), "run")
+    n_longer = sum(len(example) > 30 for example in ready.rows.train)
+    assert 0 < n_longer < 18
+    assert f"steps of at most 30 tokens ({n_longer} longer examples by themselves); " in ready.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("training", "what"),
+    [
+        ({"batch_tokens": 100, "batch_size": 4}, "a step has training.batch_size: 4 examples or training.batch_tokens: 100, not both"),
+        ({"packing": True, "micro_batch_size": 2}, "packed rows are cut by tokens, so training.micro_batch_size would not be read"),
+    ],
+)
+def test_two_ways_to_say_the_size_of_something_are_refused(tmp_path: Path, training: dict[str, Any], what: str):
+    with pytest.raises(BadInput) as caught:
+        validate({"model": "acorn", "data": {"train": "rows.jsonl"}, "training": training}, "job.yaml")
+    assert caught.value.what == what
+    assert caught.value.where == "job.yaml"
+    with pytest.raises(BadInput, match="batch_size"):
+        validate(
+            {"model": "acorn", "data": {"train": "rows.jsonl"}}, "job.yaml", [f"training.{key}={value}" for key, value in training.items()]
+        )
+
+
+def test_keys_of_other_tools_for_packing_are_converted():
+    run, said = validate({"model": "acorn", "data": {"train": "rows.jsonl"}, "sample_packing": True}, "job.yaml")
+    assert run.training.packing
+    assert "converted sample_packing: true → training.packing: true" in said
+
+
+def test_a_model_that_mixes_packed_documents_stops_the_run_before_its_first_step(tiny_model: Path, tmp_path: Path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=384, hidden_size=32, num_hidden_layers=1, state_size=8, eos_token_id=2, bos_token_id=None)
+    shutil.copytree(tiny_model, tmp_path / "mamba")
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    lora = {"targets": ["in_proj"]}
+    with pytest.raises(BadInput, match="documents in one row would not stay apart in this model"):
+        prepare(make_run(tmp_path / "mamba", tmp_path, method="lora", lora=lora, training={"packing": True}), "run")
+    prepare(make_run(tmp_path / "mamba", tmp_path, method="lora", lora=lora), "run")

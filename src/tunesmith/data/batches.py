@@ -10,7 +10,7 @@ sees the same examples in the same step.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.conversation import Conversation
+from tunesmith.data.packing import Row, pack
+from tunesmith.data.stored import StoredExamples
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
 
@@ -27,15 +29,25 @@ IGNORED = -100  # the label that no loss counts
 
 @dataclass(frozen=True)
 class Batch:
-    """ids_BT int64; labels_BT int64: the token *after* position t if it is trained, else -100; n_trained counts the others."""
+    """ids_BT int64; labels_BT int64: the token *after* position t if it is trained, else -100; n_trained counts the others.
+
+    positions_BT, document_BT   of a packed row (B = 1): positions restart with each document; None where each row is one example.
+                                document_BT stays on the CPU, where the layout of attention is made from it
+    """
 
     ids_BT: Tensor
     labels_BT: Tensor
     n_trained: int
     sources: tuple[str, ...]
+    positions_BT: Tensor | None = None
+    document_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.ids_BT.to(device, non_blocking=True), self.labels_BT.to(device, non_blocking=True), self.n_trained, self.sources)
+        def there(tensor_BT: Tensor) -> Tensor:
+            return tensor_BT.to(device, non_blocking=True)
+
+        positions_BT = there(self.positions_BT) if self.positions_BT is not None else None
+        return replace(self, ids_BT=there(self.ids_BT), labels_BT=there(self.labels_BT), positions_BT=positions_BT)
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,12 @@ class Fitted:
 def render_all(
     conversations: Iterable[Conversation], renderer: Renderer, on_progress: Callable[[int], None] | None = None
 ) -> list[Example]:
+    """Every example of the conversations, in order; raises what the first one that cannot be rendered raises."""
     examples: list[Example] = []
-    for n, conversation in enumerate(conversations, 1):
-        examples += renderer.render(conversation)
+    for n, result in enumerate(renderer.attempt_many(conversations), 1):
+        if isinstance(result, BadInput):
+            raise result
+        examples += result
         if on_progress is not None and n % 256 == 0:
             on_progress(n)
     return examples
@@ -118,6 +133,20 @@ def collate(examples: Sequence[Example], length: int | None = None) -> Batch:
     return Batch(torch.from_numpy(ids_BT), torch.from_numpy(labels_BT), n_trained, tuple(example.source for example in examples))
 
 
+def collate_row(row: Row, length: int | None = None) -> Batch:
+    """A packed row as a batch of one; padding up to `length` is one more document, of which nothing is trained."""
+    n, length = len(row), length or len(row)
+    ids_T = np.zeros(length, dtype=np.int64)
+    ids_T[:n] = row.ids
+    labels_T = np.full(length, IGNORED, dtype=np.int64)
+    # the token after a document's last one is another document's first: positions tell, whatever is trained
+    labels_T[: n - 1] = np.where(row.trained[1:] & (row.positions[1:] > 0), row.ids[1:], IGNORED)
+    positions_T = np.concatenate([row.positions, np.arange(length - n)])
+    document_T = np.concatenate([row.document, np.full(length - n, row.document[-1] + 1)])
+    ids_BT, labels_BT, positions_BT, document_BT = (torch.from_numpy(x_T)[None] for x_T in (ids_T, labels_T, positions_T, document_T))
+    return Batch(ids_BT, labels_BT, int((labels_T != IGNORED).sum()), row.sources, positions_BT, document_BT)
+
+
 def cut(examples: Sequence[Example], micro_batch_tokens: int, micro_batch_size: int | None = None) -> list[list[Example]]:
     """Groups of similar length whose padded size is at most `micro_batch_tokens` (one long example may exceed it alone)."""
     groups: list[list[Example]] = []
@@ -133,35 +162,109 @@ def cut(examples: Sequence[Example], micro_batch_tokens: int, micro_batch_size: 
 
 @dataclass(frozen=True)
 class StepRows:
-    """The examples of every optimizer step, by step number."""
+    """The examples of every optimizer step, by step number.
+
+    batch_size     examples of a step
+    batch_tokens   instead: a step takes the next examples of the order while they are together no more tokens than this (at least one)
+    packing        cut a step into rows of documents side by side instead of padded rows: the same examples, the same sums
+    """
 
     examples: Sequence[Example]
     batch_size: int
     seed: int
     micro_batch_tokens: int = 8192
     micro_batch_size: int | None = None
+    packing: bool = False
+    batch_tokens: int | None = None
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.examples) / self.batch_size)
+    def steps_of_epoch(self, epoch: int) -> int:
+        """With `batch_tokens` an epoch may have a step more or less than another, as its order differs."""
+        if self.batch_tokens is None:
+            return math.ceil(len(self.examples) / self.batch_size)
+        if epoch not in self._n_steps:
+            self._n_steps[epoch] = len(self._epoch(epoch)[1])
+        return self._n_steps[epoch]
+
+    def steps_of(self, epochs: float) -> int:
+        """Optimizer steps of this many epochs, at least one."""
+        if self.batch_tokens is None:
+            return max(1, math.ceil(epochs * self.steps_of_epoch(0)))
+        whole = int(epochs)
+        part = math.ceil((epochs - whole) * self.steps_of_epoch(whole)) if epochs > whole else 0
+        return max(1, sum(self.steps_of_epoch(epoch) for epoch in range(whole)) + part)
 
     def of_step(self, step: int) -> list[Example]:
         """Every example once per epoch; the last step of an epoch takes what is left."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
-        picked = order[within * self.batch_size : (within + 1) * self.batch_size]
-        return [self.examples[i] for i in picked]
+        epoch, within = 0, step
+        if self.batch_tokens is None:
+            epoch, within = divmod(step, self.steps_of_epoch(0))
+        while within >= self.steps_of_epoch(epoch):
+            epoch, within = epoch + 1, within - self.steps_of_epoch(epoch)
+        order, starts = self._epoch(epoch)
+        begin, end, *_ = [*starts[within : within + 2], len(order)]
+        return [self.examples[i] for i in order[begin:end]]
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """This process's share of the step, cut to fit memory; empty if the step has fewer examples than processes."""
         share = self.of_step(step)[rank::world]
+        if self.packing:
+            return [collate_row(row, _round_up(len(row))) for row in pack(share, self.micro_batch_tokens)]
         groups = cut(share, self.micro_batch_tokens, self.micro_batch_size)
-        return [collate(group, self._length(len(group[0]))) for group in groups]
+        return [collate(group, min(_round_up(len(group[0])), self._longest_of_all)) for group in groups]
 
-    def _length(self, longest: int) -> int:
-        """Rounded up, as every new shape costs the CPU's matrix library a compilation; never beyond the longest example of all."""
-        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self._longest_of_all)
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, Sequence[int]]:
+        """Its order, and where each of its steps begins in it; the last one asked for is kept."""
+        if epoch not in self._kept:
+            self._kept.clear()
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+            self._kept[epoch] = (order, self._starts(order))
+        return self._kept[epoch]
+
+    def _starts(self, order: np.ndarray) -> Sequence[int]:
+        if self.batch_tokens is None:
+            return range(0, len(order), self.batch_size)
+        ends = np.cumsum(self._lengths[order])
+        starts = [0]
+        while True:
+            before = int(ends[starts[-1] - 1]) if starts[-1] else 0
+            after = max(starts[-1] + 1, int(np.searchsorted(ends, before + self.batch_tokens, side="right")))
+            if after >= len(order):
+                return starts
+            starts.append(after)
+
+    @cached_property
+    def _kept(self) -> dict[int, tuple[np.ndarray, Sequence[int]]]:
+        return {}
+
+    @cached_property
+    def _n_steps(self) -> dict[int, int]:
+        return {}
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return lengths_of(self.examples)
 
     @cached_property
     def _longest_of_all(self) -> int:
-        return max(len(example) for example in self.examples)
+        return int(self._lengths.max())
+
+
+def lengths_of(examples: Sequence[Example]) -> np.ndarray:
+    """Tokens of each example, int64; those on disk need not be opened for it."""
+    if isinstance(examples, StoredExamples):
+        return examples.lengths
+    return np.array([len(example) for example in examples], dtype=np.int64)
+
+
+def padding_share(rows: StepRows, steps: Iterable[int]) -> float:
+    """Share of what is computed in these steps that is no token of an example."""
+    n_computed = n_tokens = 0
+    for step in steps:
+        n_computed += sum(batch.ids_BT.numel() for batch in rows.micro_batches(step))
+        n_tokens += sum(len(example) for example in rows.of_step(step))
+    return 1 - n_tokens / n_computed
+
+
+def _round_up(length: int) -> int:
+    """A multiple of LENGTH_STEP, as every new shape costs the CPU's matrix library a compilation."""
+    return -(-length // LENGTH_STEP) * LENGTH_STEP

@@ -1,4 +1,4 @@
-"""Bytes become rows: JSONL, JSON, CSV, TSV, Parquet and text, each also as .gz, every row with its true line.
+"""Bytes become rows: JSONL, JSON, CSV, TSV, Parquet, Arrow and text, each also as .gz, every row with its true line.
 
     file = recognise(Path("sms.csv"), config)         # kind, separator, compression; what was guessed is in file.note
     for row in rows_of(file, config, notes, one_per_line=False):
@@ -28,8 +28,10 @@ from uuid import UUID
 from tunesmith.config import DataConfig
 from tunesmith.errors import BadInput, MachineFailed, nearest
 
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "text"}
-KIND_NAMES = {"jsonl": "JSONL", "json": "JSON", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet", "text": "text"}
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+KINDS |= {".arrow": "arrow", ".txt": "text"}
+KIND_NAMES = {"jsonl": "JSONL", "json": "JSON", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet", "arrow": "Arrow", "text": "text"}
+COLUMNAR = ("parquet", "arrow")  # every row has every key, in nested values too: what a row does not have is null there
 UNPACK, SAVE_AS = "unpack it", "save the sheet as CSV"
 NOT_READ = {
     ".zip": UNPACK,
@@ -41,6 +43,9 @@ NOT_READ = {
     ".xlsx": SAVE_AS,
     ".xls": SAVE_AS,
 }
+
+TASK_KEYS = {"definition": "definition", "instances": "instances", "positive_examples": "positive_examples"}  # of a task file
+TASK_KEYS |= {"positive examples": "positive_examples"}
 
 PEEK_ROWS = 100  # rows that decide what the file is
 MAX_RECORD_LINES = 1000  # a quoted CSV cell over more lines than this is a stray quote, not a text
@@ -94,7 +99,7 @@ def recognise(path: Path, config: DataConfig) -> File:
     if not file.kind:
         file = replace(file, kind=_sniff(head, config))
         file = replace(file, note=f'the extension "{suffix}" is unknown; read as {KIND_NAMES[file.kind]}, judging by the content')
-    if file.kind == "parquet":
+    if file.kind in COLUMNAR:
         return file
     _must_not_be_utf16(file, head)
     if not head.removeprefix(b"\xef\xbb\xbf").strip() and len(head) < 1 << 16:
@@ -163,6 +168,8 @@ def _must_not_be_utf16(file: File, head: bytes) -> None:
 def _sniff(head: bytes, config: DataConfig) -> str:
     if head[:4] == b"PAR1":
         return "parquet"
+    if head[:6] == b"ARROW1":
+        return "arrow"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     line = text.partition(b"\n")[0]
     if text[:1] == b"{" and _is_row(line.decode("utf-8", "replace")):
@@ -200,9 +207,9 @@ def rows_of(file: File, config: DataConfig, notes: list[str], one_per_line: bool
     if file.kind == "jsonl":
         return _jsonl_rows(file)
     if file.kind == "json":
-        return _json_rows(file, notes)
-    if file.kind == "parquet":
-        return _parquet_rows(file)
+        return _json_rows(file, notes, with_examples=config.examples > 0)
+    if file.kind in COLUMNAR:
+        return _columnar_rows(file, notes)
     if file.kind == "text":
         return _text_rows(file, one_per_line)
     return _delimited_rows(file, config, notes)
@@ -349,12 +356,27 @@ def _jsonl_rows(file: File) -> Iterator[Row]:
         yield _checked(line, values, problems)
 
 
+def strict_json(text: str) -> tuple[Any, str]:
+    """What a text in a cell says as JSON, and why it cannot be used ("" if it can)."""
+    problems: list[str] = []
+    try:
+        value = _decoder(problems).decode(text)
+    except json.JSONDecodeError as error:
+        return None, f"{error.msg} at column {error.colno:,}"
+    except (ValueError, RecursionError) as error:
+        return None, _json_limit(error)
+    return value, problems[0] if problems else _unusable({"it": value})
+
+
 def _json_limit(error: Exception) -> str:
     return "the JSON is nested too deeply" if isinstance(error, RecursionError) else "a number in the JSON has thousands of digits"
 
 
-def _json_rows(file: File, notes: list[str]) -> Iterator[Row]:
-    """An array of objects, {"data": [...]} or, under the wrong name, one object a line. Lines are those where an object starts."""
+def _json_rows(file: File, notes: list[str], with_examples: bool) -> Iterator[Row]:
+    """An array of objects, {"data": [...]}, a task with its instances or, under the wrong name, one object a line.
+
+    Lines are those where an object starts. with_examples: the instances of a task keep its positive_examples.
+    """
     text = "".join(piece for _, piece in _lines(file))
     start = _skip(text, 0)
     problems: list[str] = []
@@ -369,7 +391,7 @@ def _json_rows(file: File, notes: list[str]) -> Iterator[Row]:
         yield from _jsonl_rows(file)
         return
     else:
-        end = yield from document.data_of(start)
+        end = yield from document.rows_of_object(start, with_examples)
     if _skip(text, end) < len(text):
         raise document.error(_skip(text, end), "there is more after the end of the JSON document")
 
@@ -385,7 +407,7 @@ def _is_row(line: str) -> bool:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and not isinstance(value.get("data"), list)
+    return isinstance(value, dict) and not any(isinstance(value.get(key), list) for key in ("data", "instances", "Instances"))
 
 
 def _skip(text: str, at: int) -> int:
@@ -402,8 +424,8 @@ class _Document:
     decoder: json.JSONDecoder
     problems: list[str]
 
-    def elements(self, bracket: int) -> Generator[Row, None, int]:
-        """The rows of the array that opens at `bracket`; the generator returns the place after its end."""
+    def elements(self, bracket: int, shared: dict[str, Any] | None = None) -> Generator[Row, None, int]:
+        """The rows of the array that opens at `bracket`, each with the columns `shared`; the generator returns the place after its end."""
         text = self.text
         line, counted = text.count("\n", 0, bracket) + 1, bracket
         at = _skip(text, bracket + 1)
@@ -414,7 +436,7 @@ class _Document:
             counted = at
             self.problems.clear()
             value, end = self.decode(at)
-            yield _checked(line, value, self.problems)
+            yield _checked(line, {**shared, **value} if shared and isinstance(value, dict) else value, self.problems)
             at = _skip(text, end)
             if text[at : at + 1] == "]":
                 return at + 1
@@ -422,35 +444,45 @@ class _Document:
                 raise self.error(at, "a comma or ] should follow here")
             at = _skip(text, at + 1)
 
-    def data_of(self, brace: int) -> Generator[Row, None, int]:
-        """The rows of the key "data" of the object that opens at `brace`; the generator returns the place after its end."""
-        text, keys, found = self.text, [], False
+    def rows_of_object(self, brace: int, with_examples: bool) -> Generator[Row, None, int]:
+        """The rows that the object which opens at `brace` wraps; the generator returns the place after its end.
+
+        They are those of its key "data"; or, in a task file of Super-NaturalInstructions, the instances, each with the task's
+        definition. The files of that collection and of its copies spell the keys with a capital or without.
+        """
+        text, head, bracket, rows_key = self.text, dict[str, Any](), -1, ""
         at = _skip(text, brace + 1)
         while text[at : at + 1] != "}":
             key, end = self.decode(at)
             if not isinstance(key, str):
                 raise self.error(at, "a key should stand here")
-            keys.append(key)
             at = _skip(text, end)
             if text[at : at + 1] != ":":
                 raise self.error(at, "a colon should follow here")
             at = _skip(text, at + 1)
-            if key == "data" and text[at : at + 1] == "[":
-                if found:
-                    raise self.error(at, 'the key "data" is given twice')
-                found = True
-                end = yield from self.elements(at)
+            plain = TASK_KEYS.get(key.lower(), key)
+            is_rows = (key == "data" or plain == "instances") and text[at : at + 1] == "["
+            if (plain in head and plain in TASK_KEYS.values()) or (is_rows and rows_key):
+                raise self.error(at, f'the key "{clip(key)}" is given twice' if key in (rows_key, *head) else "the rows are given twice")
+            if is_rows:
+                bracket, rows_key = at, plain
+            if is_rows and (key == "data" or ("definition" in head and ("positive_examples" in head or not with_examples))):
+                end = yield from self.elements(at, _shared(head, with_examples) if plain == "instances" else None)
+                bracket = -1
             else:
-                _, end = self.decode(at)
+                value, end = self.decode(at)
+                head[plain] = None if is_rows else value
             at = _skip(text, end)
             if text[at : at + 1] == ",":
                 at = _skip(text, at + 1)
             elif text[at : at + 1] != "}":
                 raise self.error(at, "a comma or } should follow here")
-        if not found:
+        if rows_key == "instances" and bracket >= 0 and "definition" in head:
+            yield from self.elements(bracket, _shared(head, with_examples))
+        elif not rows_key or bracket >= 0:
             raise BadInput(
                 "a JSON file should hold an array of objects, this is one object",
-                where=f"{self.path}: its keys are {listed(keys)}" if keys else str(self.path),
+                where=f"{self.path}: its keys are {listed(list(head))}" if head else str(self.path),
                 fix='write [{…}, {…}], or {"data": [{…}, {…}]}, or one object a line in a .jsonl file',
             )
         return at + 1
@@ -468,6 +500,14 @@ class _Document:
         column = at - (self.text.rfind("\n", 0, at) + 1) + 1
         where = f"{self.path}:{line}: column {column:,}" + (", the end of the file" if at >= len(self.text) else "")
         return BadInput(f"this is not JSON: {problem}", where=where, fix="repair the file there; a broken document cannot be skipped over")
+
+
+def _shared(head: dict[str, Any], with_examples: bool) -> dict[str, Any]:
+    """What every instance of a task has from its task: the definition (one text, or the first of a list), and the examples if wanted."""
+    definition = head["definition"]
+    if isinstance(definition, list) and definition:
+        definition = definition[0]
+    return {"definition": definition, **({"positive_examples": head.get("positive_examples")} if with_examples else {})}
 
 
 # --------------------------------------------------------------------------------------------------------- CSV and TSV
@@ -593,40 +633,80 @@ def _open_quote(file: File, record: list[tuple[int, str]], state: str) -> BadInp
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- Parquet
+# --------------------------------------------------------------------------------------------------- Parquet and Arrow
 
 
-def _parquet_rows(file: File) -> Iterator[Row]:
-    """Rows of a Parquet file, numbered from 1. Null stays None; dates, times and decimals become their usual text."""
-    from pyarrow import parquet  # 0.2 s to import, for one kind of file
+def _columnar_rows(file: File, notes: list[str]) -> Iterator[Row]:
+    """Rows of a Parquet or Arrow file, numbered from 1. Null stays None; dates, times and decimals become their usual text.
 
-    def refuse(error: Exception) -> BadInput:
-        reason = clip(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)
-        return BadInput(f"the Parquet file cannot be read: {reason}", where=str(file.path), fix="write or fetch the file again")
-
+    A column that Hugging Face's `datasets` marked as a ClassLabel holds numbers; they are read as the names they stand for.
+    """
     with _open(file) as stream:
         content = io.BytesIO(stream.read()) if file.gzipped else stream
         try:
-            table = parquet.ParquetFile(content)
-            names = list(table.schema_arrow.names)
-            batches = table.iter_batches(batch_size=1024)
+            schema, batches = _columnar_batches(file.kind, content)
+            names = list(schema.names)
         except Exception as error:  # pyarrow raises a dozen kinds; all mean that the file is not what it says
-            raise refuse(error) from None
+            raise _damaged(file, error) from None
         if len(set(names)) < len(names):
             twice = next(name for name, n in Counter(names).items() if n > 1)
             raise BadInput(f'two columns are called "{clip(twice)}"', where=str(file.path), fix="give each column its own name")
+        labels = _class_labels(schema)
+        notes += [f'{file.path.name}: the numbers of "{clip(name)}" are read as {listed(classes)}' for name, classes in labels.items()]
         row_number = 0
         while True:
             try:
                 batch = next(batches, None)
+                if batch is not None:
+                    batch.validate(full=True)  # of damaged Arrow files pyarrow would read outside its memory
                 rows = [] if batch is None else batch.to_pylist()
             except Exception as error:
-                raise refuse(error) from None
+                raise _damaged(file, error) from None
             if batch is None:
                 return
             for values in rows:
                 row_number += 1
-                yield _checked(row_number, {name: _plain(value) for name, value in values.items()})
+                problem = ""
+                for name, classes in labels.items():
+                    number = values[name]
+                    if isinstance(number, int) and -1 <= number < len(classes):
+                        values[name] = classes[number] if number >= 0 else None  # -1: the label is withheld
+                    elif number is not None:
+                        problem = f'{clip(str(number))} in "{clip(name)}" is the number of no class'
+                yield _checked(row_number, {name: _plain(value) for name, value in values.items()}, [problem] if problem else [])
+
+
+def _columnar_batches(kind: str, content: Any) -> tuple[Any, Iterator[Any]]:
+    """The schema and the record batches of a file, one batch in memory at a time."""
+    import pyarrow  # 0.2 s to import, for two kinds of file
+    from pyarrow import parquet
+
+    if kind == "parquet":
+        table = parquet.ParquetFile(content)
+        return table.schema_arrow, table.iter_batches(batch_size=1024)
+    magic = content.read(6)
+    content.seek(0)
+    if magic == b"ARROW1":  # the file format; what `datasets` saves is the stream format
+        opened = pyarrow.ipc.open_file(content)
+        return opened.schema, (opened.get_batch(i) for i in range(opened.num_record_batches))
+    reader = pyarrow.ipc.open_stream(content)
+    return reader.schema, iter(reader)
+
+
+def _class_labels(schema: Any) -> dict[str, list[str]]:
+    """Column → names of its classes, as `datasets` writes them into a schema; {} where it did not write it."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        found = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+    usable = {name: classes for name, classes in found.items() if name in schema.names and isinstance(classes, list)}
+    return {name: classes for name, classes in usable.items() if all(isinstance(text, str) for text in classes)}
+
+
+def _damaged(file: File, error: Exception) -> BadInput:
+    reason = clip(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)
+    return BadInput(f"the {KIND_NAMES[file.kind]} file cannot be read: {reason}", where=str(file.path), fix="write or fetch the file again")
 
 
 def _plain(value: Any) -> Any:

@@ -2,15 +2,17 @@
 
     task = task_of(references)                             # "label", "json" or "text"
     answer_metrics(task, predictions, references)          # {"accuracy": 0.97, "f1_ham": 0.98, "f1_spam": 0.9, …}
-    majority_baseline(task, training_answers, references)  # the same, of always giving the commonest answer
+    row_metrics(task, predictions, references)             # {"accuracy": [1.0, 0.0, 1.0, …], …}: those that are means over rows
+    commonest(training_answers, references)                # the answer to give every time: a baseline
 
 A share of right answers says little when one class is rare: 87 % of SMS are ham, so "ham" every time is 87 % accurate and
 finds no spam at all. Hence F1 per class, and the majority baseline beside every table.
 
 The answers of a language model are free text. An answer that is no known label, or no JSON, is wrong; it is never dropped.
+Where several answers are right, a row's reference is a tuple of them, and each metric takes the best.
 
 Sources: F1 per class and macro F1 are scikit-learn's; micro F1 over pairs as in slot filling (Coucke et al. 2018, arXiv
-1805.10190); token F1 as in SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250).
+1805.10190); token F1 as in SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250); ROUGE-L in rouge.py.
 """
 
 import json
@@ -25,8 +27,10 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.evaluation.rouge import rouge_l
 
 Task: TypeAlias = Literal["label", "json", "text"]
+Reference: TypeAlias = str | tuple[str, ...]  # the right answer of a row, or several right ones, the best known first
 Pair: TypeAlias = tuple[tuple[str | int | None, ...], tuple[str, Any]]  # (path, (JSON type, value))
 
 MOST_NAMES = 50  # labels or JSON keys that get a metric each; more would be a list, not a table
@@ -52,7 +56,7 @@ def task_of(references: Sequence[str]) -> Task:
     return "label" if few and all(len(label) <= LONGEST_LABEL for label in labels) else "text"
 
 
-def answer_metrics(task: Task, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def answer_metrics(task: Task, predictions: Sequence[str], references: Sequence[Reference]) -> dict[str, float]:
     """Metrics of predicted answers against the reference answers of the same rows, each 0 (worst) to 1, in a stable order.
 
     label   accuracy · f1_<label> of each label in the references · f1_macro, their mean · valid_label, the share of answers that
@@ -63,37 +67,60 @@ def answer_metrics(task: Task, predictions: Sequence[str], references: Sequence[
             key, micro F1 of its (path, value) pairs · f1_fields, micro F1 of all pairs. Invalid JSON is wrong everywhere. Lists
             of scalars are bags in the F1s; exact_match keeps their order. Keys get no metric each if there are more than 50.
     text    exact_match, white space around it ignored · token_f1, mean overlap of words (SQuAD's: case, punctuation, articles ignored)
+            · rouge_l, mean overlap of words in the same order
 
-    Names hold letters, digits and _ only ("not spam" becomes f1_not_spam), and two labels never share one.
+    Of several references, labels and JSON are held against the one that the answer equals (the first if none); text takes the best
+    for each metric. Names hold letters, digits and _ only ("not spam" becomes f1_not_spam), and two labels never share one.
     """
+    _must_pair(predictions, references)
+    if task == "text":
+        return {name: math.fsum(values) / len(values) for name, values in row_metrics(task, predictions, references).items()}
+    nearest = [_held_against(task, p, r) for p, r in zip(predictions, references, strict=True)]
+    return _label_metrics(predictions, nearest) if task == "label" else _json_metrics(predictions, nearest)
+
+
+def row_metrics(task: Task, predictions: Sequence[str], references: Sequence[Reference]) -> dict[str, list[float]]:
+    """The metrics of `answer_metrics` that are means over rows, as one value per row: what two models are compared by."""
+    _must_pair(predictions, references)
+    pairs_of_rows = [(p, _several(r)) for p, r in zip(predictions, references, strict=True)]
+    right = [float(any(same_answer(task, p, one) for one in r)) for p, r in pairs_of_rows]
+    if task == "label":
+        labels = {_held_against(task, p, r).strip() for p, r in pairs_of_rows}
+        return {"accuracy": right, "valid_label": [float(p.strip() in labels) for p in predictions]}
+    if task == "json":
+        return {"valid_json": [float(parse_json(p) is not INVALID) for p in predictions], "exact_match": right}
+    return {
+        "exact_match": right,
+        "token_f1": [max(token_f1(p, one) for one in r) for p, r in pairs_of_rows],
+        "rouge_l": [max(rouge_l(p, one) for one in r) for p, r in pairs_of_rows],
+    }
+
+
+def _must_pair(predictions: Sequence[str], references: Sequence[Reference]) -> None:
     if len(predictions) != len(references):
         raise BadInput(
             f"{len(predictions)} answers for {len(references)} reference answers", fix="give one answer per row, in the same order"
         )
     if not references:
         raise BadInput("there are no rows to measure", fix="give at least one row with a reference answer")
-    if task == "label":
-        return _label_metrics(predictions, references)
-    if task == "json":
-        return _json_metrics(predictions, references)
-    return {
-        "exact_match": _share(same_answer("text", p, r) for p, r in zip(predictions, references, strict=True)),
-        "token_f1": math.fsum(token_f1(p, r) for p, r in zip(predictions, references, strict=True)) / len(references),
-    }
 
 
-def majority_baseline(task: Task, train_answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Metrics of always giving the most frequent training answer (reference answer, if no training answers are known).
+def _several(reference: Reference) -> tuple[str, ...]:
+    return (reference,) if isinstance(reference, str) else reference
 
-    Of equally frequent answers the first counts. Empty for free text, where no one answer makes sense.
-    """
-    if task == "text":
-        return {}
-    answers = Counter(answer.strip() for answer in (train_answers or references))
+
+def _held_against(task: Task, prediction: str, reference: Reference) -> str:
+    """The reference that an answer equals; the first if it equals none."""
+    several = _several(reference)
+    return next((one for one in several if same_answer(task, prediction, one)), several[0])
+
+
+def commonest(train_answers: Sequence[str], references: Sequence[Reference]) -> str:
+    """The most frequent training answer (reference answer, if no training answers are known); of equally frequent ones the first."""
+    answers = Counter(answer.strip() for answer in (train_answers or [_several(reference)[0] for reference in references]))
     if not answers:
         raise BadInput("there are no rows to measure", fix="give at least one row with a reference answer")
-    commonest = answers.most_common(1)[0][0]
-    return answer_metrics(task, [commonest] * len(references), references)
+    return answers.most_common(1)[0][0]
 
 
 def language_metrics(nll_sum: float, n_tokens: int, n_bytes: int) -> dict[str, float]:

@@ -31,6 +31,7 @@ from tunesmith.loss import Scored, nll_of
 from tunesmith.model.adapters import linear_layers
 from tunesmith.model.experts import expert_parameters
 from tunesmith.model.load import Loaded, load_model
+from tunesmith.model.streaming import token_tables
 from tunesmith.progress import say
 from tunesmith.quant import affine
 from tunesmith.quant.scheme import DEFAULT_BLOCK, Scheme, find_scheme
@@ -151,9 +152,11 @@ class Study:
 # --- what to study ------------------------------------------------------------------------------------------------------
 
 
-def schemes_to_study(block_size: int | None = None, more: Scheme | None = None) -> list[Scheme]:
-    """The usual schemes from 8 to 2 bits, those that go by blocks with `block_size`; and one more."""
-    usual = [find_scheme(name, None if name in ("int8", "affine8") else block_size, double) for name, double in STUDIED]
+def schemes_to_study(block_size: int | None = None, more: Scheme | None = None, embeddings: bool = False) -> list[Scheme]:
+    """The usual schemes from 8 to 2 bits, those that go by blocks with `block_size`; and one more. All with the embeddings, or none."""
+    usual = [
+        find_scheme(name, None if name in ("int8", "affine8") else block_size, double, embeddings=embeddings) for name, double in STUDIED
+    ]
     return usual if more is None or more in usual else [*usual, more]
 
 
@@ -245,7 +248,7 @@ def study(name: str, schemes: Sequence[Scheme], texts: Sequence[Text], dtype: st
         )
     examples = {text.name: examples_of(text, dense, n_tokens) for text in texts}
     layers, totals, counts = [], {str(scheme): Damage() for scheme in schemes}, torch.zeros(N_BINS, dtype=torch.float64)
-    for path, weight_NK in weights_of(dense.model):
+    for path, weight_NK in weights_of(dense.model, any(scheme.embeddings for scheme in schemes)):
         done = {str(scheme): damage(weight_NK, scheme, path) for scheme in schemes}
         totals = {scheme: total + done[scheme] for scheme, total in totals.items()}
         counts += relative_counts(weight_NK)
@@ -266,9 +269,10 @@ def study(name: str, schemes: Sequence[Scheme], texts: Sequence[Text], dtype: st
     return Study(name, dtype, n_weights, n_predicted, loss, perplexity, perplexities, found, layers, histogram)
 
 
-def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight [N, K] that a scheme quantises, by path; experts of a mixture one by one."""
-    for path, layer in linear_layers(model).items():
+def weights_of(model: nn.Module, embeddings: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Every weight [N, K] that a scheme quantises, by path; experts of a mixture one by one, a weight that two layers share once."""
+    tables = {id(layer.weight): (path, layer) for path, layer in reversed(token_tables(model).items())} if embeddings else {}
+    for path, layer in (*reversed(tables.values()), *linear_layers(model).items()):
         weight: Any = layer.weight
         yield path, weight.T.contiguous() if isinstance(layer, Conv1D) else weight
     for path, (_, _, transposed) in expert_parameters(model).items():

@@ -30,7 +30,7 @@ from tunesmith.files import as_disk_error, explain_disk, make_readable, must_be_
 from tunesmith.hardware import free_disk_bytes
 from tunesmith.model.adapters import adapted_layers, fingerprint, using
 from tunesmith.model.experts import ExpertStack
-from tunesmith.model.frozen import FrozenLinear, QuantizedLinear
+from tunesmith.model.frozen import FrozenLinear, QuantizedEmbedding, QuantizedWeight
 from tunesmith.model.load import Loaded, load_model
 from tunesmith.model.lora import LoraLinear
 from tunesmith.model.quant_files import save_quantized
@@ -98,24 +98,27 @@ def fold(model: Any, adapter: str, dtype: torch.dtype) -> int:
 
     Besides the model itself, two float32 weights of one layer are the most that is in memory.
     """
-    changed = len(adapted_layers(model, adapter))
-    kinds = LoraLinear | ExpertStack | QuantizedLinear
+    changed, computed = len(adapted_layers(model, adapter)), model.dtype
+    head = model.get_output_embeddings()
+    tied = isinstance(head, QuantizedWeight) and head.shares(model.get_input_embeddings())
+    kinds = LoraLinear | ExpertStack | QuantizedWeight
     outer = [path for path, module in model.named_modules() if isinstance(module, kinds)]  # names: modules would keep every weight alive
     outer = [path for path in outer if not any(path.startswith(f"{other}.") for other in outer)]
     with progress("folding", len(outer), "layer") as bar:
         for path in outer:
             owner, _, name = path.rpartition(".")
-            _put_back(model.get_submodule(owner), name, adapter, dtype)
+            _put_back(model.get_submodule(owner), name, adapter, dtype, empty=tied and model.get_submodule(path) is head)
             bar.advance(1)
-    computed = model.dtype
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
     for parameter in model.parameters():
         if parameter.dtype == computed:  # transformers keeps some in float32 whatever the others are
             parameter.data = parameter.data.to(dtype)
     return changed
 
 
-def _put_back(owner: nn.Module, name: str, adapter: str, dtype: torch.dtype) -> None:
-    """The layer, or the 3-D weight of experts, as transformers has it, and W0 + scale · B A in it."""
+def _put_back(owner: nn.Module, name: str, adapter: str, dtype: torch.dtype, empty: bool) -> None:
+    """The layer, or the 3-D weight of experts, as transformers has it, and W0 + scale · B A in it. empty: it will get another's weight."""
     layer: Any = getattr(owner, name)
     if isinstance(layer, ExpertStack):
         weight = torch.empty(layer.file_shape, dtype=dtype, device=next(layer.parameters()).device)
@@ -126,18 +129,22 @@ def _put_back(owner: nn.Module, name: str, adapter: str, dtype: torch.dtype) -> 
         del owner._modules[name]
         owner.register_parameter(name, nn.Parameter(weight, requires_grad=False))
         return
+    if isinstance(layer, QuantizedEmbedding):
+        setattr(owner, name, layer.plain(layer.dense(torch.float32).to(dtype, copy=True)))
+        return
     frozen, share = layer, None
     if isinstance(layer, LoraLinear):
         frozen = layer.frozen
         if adapter in layer.adapters:
             found: Any = layer.adapters[adapter]
             share = found.a_RK, found.b_NR, found.scale
-    weight_NK = _sum(frozen, share)
     with torch.device("meta"):
         n, k = frozen.n_outputs, frozen.n_inputs
         plain: Any = Conv1D(n, k) if frozen.transposed else nn.Linear(k, n, bias=frozen.bias is not None)
-    rounded = (weight_NK.T if frozen.transposed else weight_NK).to(dtype, copy=True, memory_format=torch.contiguous_format)
-    plain.weight = nn.Parameter(rounded, requires_grad=False)
+    if not empty:
+        weight_NK = _sum(frozen, share)
+        rounded = (weight_NK.T if frozen.transposed else weight_NK).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        plain.weight = nn.Parameter(rounded, requires_grad=False)
     if frozen.bias is not None:
         plain.bias = frozen.bias
     setattr(owner, name, plain.train(layer.training))
@@ -149,7 +156,7 @@ def _sum(frozen: Any, share: tuple[Tensor, Tensor, float] | None) -> Tensor:
     W0 is not rounded to the dtype of the products on its way, as it was while the adapter was trained: then an update smaller than
     half a step of that dtype would always be rounded away, and now it is kept on average (docs/log.md: half the loss or less).
     """
-    if isinstance(frozen, QuantizedLinear):
+    if isinstance(frozen, QuantizedWeight):
         weight_NK = frozen.dense(torch.float32)
     elif isinstance(frozen, FrozenLinear):
         weight_NK = (frozen.weight.T if frozen.transposed else frozen.weight).float()

@@ -3,7 +3,8 @@
     for line in write_quantized("acorn", find_scheme("nf4"), Path("models/acorn-nf4")):
         print(line)
 
-nf4, fp4 and int8 by rows become bitsandbytes' files, which transformers opens too; every other scheme a form of our own.
+nf4, fp4 and int8 by rows become bitsandbytes' files, which transformers opens too; every other scheme, and models whose embeddings
+are in few bits too, a form of our own.
 """
 
 import gc
@@ -18,7 +19,7 @@ from torch import Tensor
 from tunesmith import __version__
 from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.files import must_be_new, new_folder, read_json, write_json, write_text
-from tunesmith.model.adapters import fingerprint
+from tunesmith.model.adapters import codes_fingerprint, fingerprint
 from tunesmith.model.frozen import QuantizedLinear
 from tunesmith.model.load import Loaded, is_quantised, load_model
 from tunesmith.model.quant_files import method_of, save_quantized
@@ -33,14 +34,16 @@ N_PROBES, PROBE_TOKENS = 4, 32
 def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloat16") -> list[str]:
     """Quantise a model into a new folder, whole or not at all; returns what was done, in words.
 
-    dtype   of embeddings, norms and head
+    dtype   of what is not quantised
     """
     must_be_new(output)
+    written_dtype(dtype)
     if is_quantised(name):
         raise BadInput("this model is quantised already", where=name, fix="give the model that it was made from")
     loaded = load_model(name, dtype, scheme=scheme, layout="flat" if scheme.is_codebook and scheme.in_bitsandbytes else "rows")
     compute: torch.dtype = loaded.model.dtype
     ragged = _ragged(loaded.model, scheme)
+    lacking = "embeddings in few bits" if scheme.embeddings else "experts in few bits" if scheme.in_bitsandbytes else "such scheme"
     said = [line.removeprefix("base in ") for line in quantised_words(loaded.model)]
     logits, bytes_before = probe_logits(loaded), weights_bytes(loaded.path)
     say(f"writing {output}")
@@ -66,8 +69,16 @@ def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloa
         f"opened again: {N_PROBES * PROBE_TOKENS} probe tokens get the same logits, bit for bit",
         "opens in tunesmith and in transformers with bitsandbytes" + ragged
         if theirs
-        else "opens in tunesmith only: bitsandbytes has no such scheme, or no experts",
+        else f"opens in tunesmith only: bitsandbytes has no {lacking}",
     ]
+
+
+def written_dtype(name: str) -> torch.dtype:
+    """Of dense weights in a folder that is written; said before any work begins. "auto" would depend on the machine that writes."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise BadInput(f'weights are written in no dtype "{name}" here', where=f"--dtype {name}", fix="float32 or bfloat16")
+    return known[name]
 
 
 def _ragged(model: Any, scheme: Scheme) -> str:
@@ -85,7 +96,8 @@ def keep_facts(loaded: Loaded, folder: Path) -> None:
     """tunesmith.json of the model before (how prompts are rendered), and its fingerprint: adapters of the dense base fit its codes too."""
     place = loaded.path / "tunesmith.json"
     facts = read_json(place) if place.is_file() else {}
-    write_json(folder / "tunesmith.json", {"version": __version__, **facts, "dense_fingerprint": fingerprint(loaded.model)})
+    prints = {"dense_fingerprint": fingerprint(loaded.model), "codes_fingerprint": codes_fingerprint(loaded.model)}
+    write_json(folder / "tunesmith.json", {"version": __version__, **facts, **prints})
 
 
 def weights_bytes(folder: Path) -> int:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,7 +28,7 @@ from tunesmith.config import LoraConfig
 from tunesmith.errors import BadInput, nearest
 from tunesmith.files import read_json, write_json, write_tensors
 from tunesmith.model.experts import ExpertStack, expert_order, expert_parameters, put_stack
-from tunesmith.model.frozen import FrozenLinear, QuantizedLinear
+from tunesmith.model.frozen import FrozenLinear, QuantizedLinear, QuantizedWeight
 from tunesmith.model.lora import Adapter, LoraLinear, Switch
 
 PEFT_PREFIX = "base_model.model."
@@ -257,18 +257,30 @@ def fingerprint(model: nn.Module) -> str:
     samples: dict[str, tuple[tuple[int, ...], Tensor]] = {
         name: (tuple(p.shape), sample_of(p)) for name, p in _base_parameters(model).items()
     }
+    head = output_head(model)
+    tied = isinstance(head, QuantizedWeight) and head.shares(cast(Any, model).get_input_embeddings())
     for path, layer in model.named_modules():
         if isinstance(layer, ExpertStack):
             weight = layer.dense
             experts_sample = layer.sample if layer.sample is not None else sample_of(weight) if weight is not None else torch.zeros(0)
             samples[path] = (layer.file_shape, experts_sample)
-        elif isinstance(layer, QuantizedLinear) and ".quantized." not in path:
+        elif isinstance(layer, QuantizedWeight) and ".quantized." not in path and not (layer is head and tied):
             sizes = (layer.n_outputs, layer.n_inputs)
             sample = layer.sample if layer.sample is not None else sample_of(layer.dense(torch.float32))
-            samples[f"{path.removesuffix('.frozen')}.weight"] = (sizes[::-1] if layer.transposed else sizes, sample)
+            samples[f"{path.removesuffix('.frozen')}.weight"] = (sizes[::-1] if getattr(layer, "transposed", False) else sizes, sample)
     for name, (shape, sample) in sorted(samples.items()):
         digest.update(f"{name}{shape}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def codes_fingerprint(model: nn.Module) -> str:
+    """Of what is stored of quantised weights: whether a folder's codes are those that its facts were written for."""
+    digest = blake2b(digest_size=16)
+    for name, parameter in model.named_parameters():
+        if ".stored_" in name and parameter.numel():
+            digest.update(f"{name}{parameter.numel()}".encode())
+            digest.update(parameter.detach().flatten()[:: max(1, parameter.numel() // 64)][:64].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -16,7 +16,8 @@ import torch
 from tunesmith.errors import BadInput, MachineFailed, nearest
 from tunesmith.files import read_json
 from tunesmith.hardware import pick_device, pick_dtype
-from tunesmith.model.frozen import QuantizedLinear
+from tunesmith.model.adapters import codes_fingerprint
+from tunesmith.model.frozen import QuantizedWeight
 from tunesmith.model.quant_files import StoredLayer, fill, method_of, stored_layers
 from tunesmith.quant.scheme import Scheme
 from tunesmith.quant.tensor import Layout
@@ -36,7 +37,7 @@ class Loaded:
     tokenizer: Any
     name: str
     path: Path
-    scheme: Scheme | None = None  # of the base's linear layers, where they are quantised
+    scheme: Scheme | None = None  # of its quantised weights, where it has any
 
     @property
     def eos_ids(self) -> set[int]:
@@ -140,7 +141,7 @@ def load_tokenizer(path: Path) -> Any:
 def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Scheme | None = None, layout: Layout = "rows") -> Loaded:
     """Weights in `dtype` on `device`, evaluation mode, gradients off until the method turns them on.
 
-    scheme   quantise the linear layers (not the head) while loading; a folder that holds quantised layers keeps its own
+    scheme   quantise the linear layers, and embeddings and head if it says so, while loading; a folder of quantised layers keeps its own
     layout   "flat": codes as bitsandbytes' files hold them, whatever the length of the rows
     """
     path = find_model(name)
@@ -161,7 +162,9 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Sch
     model.requires_grad_(False)
     _look_at_answers(model, path)
     if stored and (path / "tunesmith.json").is_file():
-        model._tunesmith_fingerprint = read_json(path / "tunesmith.json").get("dense_fingerprint")  # the codes no longer tell
+        facts = read_json(path / "tunesmith.json")
+        if facts.get("codes_fingerprint") in (None, codes_fingerprint(model)):  # other weights were put beside them otherwise
+            model._tunesmith_fingerprint = facts.get("dense_fingerprint")  # the codes no longer tell
     return Loaded(model, load_tokenizer(path), name, path, scheme_of(model))
 
 
@@ -252,7 +255,7 @@ def is_quantised(name: str) -> bool:
 
 def scheme_of(model: Any) -> Scheme | None:
     """The scheme of the first quantised layer."""
-    return next((module.q.scheme for module in model.modules() if isinstance(module, QuantizedLinear)), None)
+    return next((module.q.scheme for module in model.modules() if isinstance(module, QuantizedWeight)), None)
 
 
 @torch.no_grad()

@@ -1,13 +1,16 @@
 """Quantised models on disk: bitsandbytes' formats both ways, and one of our own for what bitsandbytes has not.
 
 stored = stored_layers(path)                      # what a folder holds quantised, from its headers alone
-fill(model, stored)                               # codes into the model's QuantizedLinear layers
+fill(model, stored, path)                         # codes into the model's QuantizedWeight layers
 save_quantized(model, folder)                     # config.json, model.safetensors
 
 scheme             tensors of layer X                                                              who reads it
 nf4, fp4           X.weight [N·K/2, 1] uint8, X.weight.absmax, .quant_map, .quant_state…, .nested_…   transformers + bitsandbytes
 int8 rows          X.weight [N, K] int8, X.SCB [N] = 127 · scale, X.weight_format                    transformers + bitsandbytes
-int2 … affine8     X.weight (codes), X.weight.scales, .groups, .offset, .zeros                       tunesmith
+all others         X.weight (codes), X.weight.scales, .groups, .offset, .zeros                       tunesmith
+
+"All others" is also nf4, fp4 and int8 where the embeddings are in few bits too, which bitsandbytes has not: then every layer has that
+form. What a file holds and what config.json says of it must agree: a file of our own form names its scheme in its metadata.
 """
 
 import json
@@ -15,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -25,13 +29,23 @@ from tunesmith.errors import BadInput
 from tunesmith.files import as_disk_error, explain_disk, make_readable, read_json, write_json
 from tunesmith.kernels.blocks_4bit import GROUP
 from tunesmith.model.experts import ExpertStack
-from tunesmith.model.frozen import QuantizedLinear
+from tunesmith.model.frozen import QuantizedWeight
 from tunesmith.quant.codebook import codebook, dynamic_map
 from tunesmith.quant.scheme import Scheme, find_scheme
 from tunesmith.quant.tensor import QTensor, from_tensors, unpack
 
 STATE = "quant_state.bitsandbytes__"  # and nf4 or fp4: a tensor whose bytes are JSON
+DTYPES = {"float32", "bfloat16", "float16", "float64"}
+SCHEME_KEYS = {
+    "name": (str,),
+    "bits": (int,),
+    "block_size": (int, NoneType),
+    "double": (bool,),
+    "clip": (int, float, NoneType),
+    "embeddings": (bool,),
+}
 AGAIN = "the file is damaged: copy, download or quantise it again"
+NAMED = "tunesmith.scheme"  # in the metadata of a file
 UNWEIGHTED_INT8 = 127.0  # bitsandbytes keeps the largest size of a row, we keep the step
 
 
@@ -44,8 +58,15 @@ class StoredLayer:
 
 def method_of(config: Mapping[str, Any]) -> str | None:
     """quant_method of a config.json, if its weights are quantised."""
-    section = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
-    return str(section.get("quant_method", "unnamed")) if isinstance(section, Mapping) else None
+    section = _section(config)
+    return str(section.get("quant_method", "unnamed")) if section is not None else None
+
+
+def _section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """quantization_config, wherever it stands."""
+    inner = config.get("text_config")
+    places = [config, inner] if isinstance(inner, Mapping) else [config]
+    return next((found for place in places if isinstance(found := place.get("quantization_config"), Mapping) and found), None)
 
 
 def stored_layers(path: Path) -> dict[str, StoredLayer]:
@@ -80,31 +101,53 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def fill(model: nn.Module, layers: Mapping[str, StoredLayer], folder: Path) -> None:
-    """Read the codes of every stored layer into its QuantizedLinear."""
-    section = read_json(folder / "config.json").get("quantization_config", {})
+    """Read the codes of every stored layer into its QuantizedWeight; BadInput where config.json says something else than the files."""
+    place = folder / "config.json"
+    section = _section(read_json(place)) or {}
+    scheme = _scheme_of(section, place) if section.get("quant_method") == "tunesmith" else None
+    for file in {file for stored in layers.values() for file in stored.tensors.values()}:
+        with _opened(file) as handle:
+            named = (handle.metadata() or {}).get(NAMED)
+        if scheme is not None and named not in (None, str(scheme)):
+            raise BadInput(f"config.json says {scheme}, and {file.name} {named}", where=f"{place}: quantization_config.scheme", fix=AGAIN)
     for name, stored in layers.items():
         layer = model.get_submodule(name)
-        assert isinstance(layer, QuantizedLinear)
+        assert isinstance(layer, QuantizedWeight)
         tensors = {}
         for short, file in stored.tensors.items():
             with _opened(file) as handle:
                 tensors[short] = handle.get_tensor(f"{name}.{short}")
         try:
-            q = _from_file(tensors, (layer.n_outputs, layer.n_inputs), section)
+            q = _from_file(tensors, (layer.n_outputs, layer.n_inputs), scheme)
         except BadInput as error:
             raise BadInput(error.what, where=f"{next(iter(stored.tensors.values()))}: {name}", fix=error.fix or AGAIN) from None
         except KeyError as error:
             raise BadInput(f"the tensor {error} is missing", where=f"{folder}: {name}", fix=AGAIN) from None
+        said, found = (str(scheme), str(q.scheme)) if scheme is not None else _as_bitsandbytes_says(section, q.scheme)
+        if said != found:
+            raise BadInput(f"config.json says {said}, and {name} is in {q.scheme}", where=f"{place}: quantization_config", fix=AGAIN)
         layer.hold(q)
 
 
-def _from_file(tensors: Mapping[str, Tensor], shape: tuple[int, int], section: Mapping[str, Any]) -> QTensor:
+def _as_bitsandbytes_says(section: Mapping[str, Any], scheme: Scheme) -> tuple[str, str]:
+    """What a config.json says of every layer, and what it should say of a layer in `scheme`; keys of the other width mean nothing."""
+    keys = ["load_in_4bit", "load_in_8bit"]
+    if section.get("load_in_4bit"):
+        keys += ["bnb_4bit_quant_type", "bnb_4bit_use_double_quant"]
+    expected = describe(scheme, torch.bfloat16)
+    said, found = (", ".join(f"{key}: {of.get(key)}" for key in keys if key in section) for of in (section, expected))
+    return said, found
+
+
+def _from_file(tensors: Mapping[str, Tensor], shape: tuple[int, int], scheme: Scheme | None) -> QTensor:
+    """scheme: of layers in our own form, as config.json has it."""
     if any(short.startswith(f"weight.{STATE}") for short in tensors):
         q = _from_bitsandbytes_4bit(tensors, shape)
     elif "SCB" in tensors:
         q = _from_bitsandbytes_8bit(tensors, shape)
+    elif scheme is None:
+        raise BadInput('config.json should say quant_method: "tunesmith" of such weights', fix=AGAIN)
     else:
-        scheme = _scheme_of(section)
         named = {("codes" if short == "weight" else short.removeprefix("weight.")): tensor for short, tensor in tensors.items()}
         q = from_tensors(scheme, shape, "rows", named)
     scales = (q.scales.stored, q.scales.groups, q.scales.offset)
@@ -127,14 +170,23 @@ def _is_possible(q: QTensor) -> bool:
     return within and (q.zeros is None or bool((q.zeros <= levels.highest).all()))
 
 
-def _scheme_of(section: Mapping[str, Any]) -> Scheme:
+def _scheme_of(section: Mapping[str, Any], place: Path) -> Scheme:
+    """The scheme that our part of a config.json describes."""
+    where, found = f"{place}: quantization_config.scheme", section.get("scheme")
+    if not isinstance(found, Mapping):
+        raise BadInput(f"config.json does not describe the scheme: {found!r} should be a mapping", where=where, fix=AGAIN)
+    wrong = [f"{key} {'is no key of it' if key not in SCHEME_KEYS else 'is missing'}" for key in found.keys() ^ SCHEME_KEYS.keys()]
+    wrong = [what for what in wrong if what != "embeddings is missing"]  # older files
+    wrong += [f"{key} cannot be {found[key]!r}" for key, kinds in SCHEME_KEYS.items() if key in found and type(found[key]) not in kinds]
+    if wrong:
+        raise BadInput(f"config.json does not describe the scheme: {'; '.join(sorted(wrong))}", where=where, fix=AGAIN)
+    scheme = Scheme(**found)
     try:
-        scheme = Scheme(**section["scheme"])
-        checked = find_scheme(scheme.name, scheme.block_size, scheme.double, scheme.clip)
-    except (KeyError, TypeError) as error:
-        raise BadInput(f"config.json does not describe the scheme: {error}", fix=AGAIN) from None
+        checked = find_scheme(scheme.name, scheme.block_size, scheme.double, scheme.clip, scheme.embeddings)
+    except BadInput as error:
+        raise BadInput(f"config.json describes a scheme that is none: {error.what}", where=where, fix=AGAIN) from None
     if checked != scheme:
-        raise BadInput(f"config.json describes a scheme that is none: {scheme}", fix=AGAIN)
+        raise BadInput(f"config.json describes a scheme that is none: {scheme.bits} bits of {checked}", where=where, fix=AGAIN)
     return scheme
 
 
@@ -145,10 +197,14 @@ def _from_bitsandbytes_4bit(tensors: Mapping[str, Tensor], shape: tuple[int, int
         name, block = str(state["quant_type"]), int(state["blocksize"])
         declared, nested = tuple(state["shape"]), "nested_offset" in state or any("nested" in short for short in tensors)
         group, offset = int(state.get("nested_blocksize", GROUP)), float(state.get("nested_offset", 0.0))
+        dtypes = {str(state["dtype"]), str(state.get("nested_dtype", "float32"))}
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"bitsandbytes' quant_state cannot be read: {error!r}", fix=AGAIN) from None
+        words = f"{error} is missing" if isinstance(error, KeyError) else "it is no JSON of the expected form"
+        raise BadInput(f"bitsandbytes' quant_state cannot be read: {words}", fix=AGAIN) from None
     if name not in ("nf4", "fp4") or declared != shape or block < 2 or block % 2:
         raise BadInput(f"the file says {name}, blocks of {block}, shape {declared}; the layer is {shape}", fix=AGAIN)
+    if unknown := sorted(dtypes - DTYPES):
+        raise BadInput(f'the quant_state names a dtype that is none: "{unknown[0]}"', fix=AGAIN)
     maps = [(tensors.get("weight.quant_map"), codebook(name).levels_16)]
     maps += [(tensors.get("weight.nested_quant_map"), dynamic_map())] if nested else []
     if (
@@ -174,6 +230,8 @@ def _from_bitsandbytes_4bit(tensors: Mapping[str, Tensor], shape: tuple[int, int
 
 def _from_bitsandbytes_8bit(tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> QTensor:
     weight_format = tensors.get("weight_format")
+    if weight_format is not None and (weight_format.numel() != 1 or weight_format.is_floating_point()):
+        raise BadInput(f"weight_format should be one whole number, not {tuple(weight_format.shape)} of {weight_format.dtype}", fix=AGAIN)
     if weight_format is not None and int(weight_format) != 0:
         raise BadInput("this 8-bit file keeps its rows in another order", fix="save it again with a current bitsandbytes")
     if not tensors["SCB"].is_floating_point():
@@ -186,23 +244,25 @@ def _from_bitsandbytes_8bit(tensors: Mapping[str, Tensor], shape: tuple[int, int
 
 
 def save_quantized(model: Any, folder: Path, compute: torch.dtype) -> None:
-    """Weights and config.json of a model with QuantizedLinear layers; nf4, fp4 and int8 rows in bitsandbytes' format."""
+    """Weights and config.json of a model with quantised layers; those that bitsandbytes has in its format."""
     from huggingface_hub import save_torch_state_dict
 
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedWeight)}
     if not layers:
         raise BadInput("no layer of this model is quantised", fix="quantise it first")
     schemes = {layer.q.scheme for layer in layers.values()}
     if len(schemes) != 1:
         raise BadInput("the layers of this model are quantised by several schemes", fix="quantise it again by one")
     [scheme] = schemes
-    mixture = any(isinstance(module, ExpertStack) for module in model.modules())
+    experts = any(isinstance(module, ExpertStack) for module in model.modules())
     state = {
         name: tensor for name, tensor in model.state_dict().items() if not any(name.startswith(f"{layer}.stored_") for layer in layers)
     }
     tied = model.config.get_text_config().tie_word_embeddings and "lm_head.weight" in state
     if tied:
         del state["lm_head.weight"]
+    table = model.get_input_embeddings()
+    layers = {name: layer for name, layer in layers.items() if layer is table or not layer.shares(table)}
     for name, layer in layers.items():
         state |= {f"{name}.{short}": tensor.contiguous() for short, tensor in to_file(layer.q, compute).items()}
     with explain_disk(folder, sum(tensor.nbytes for tensor in state.values())):
@@ -211,13 +271,13 @@ def save_quantized(model: Any, folder: Path, compute: torch.dtype) -> None:
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
         try:
-            save_torch_state_dict(state, folder, safe_serialization=True, metadata={"format": "pt"})
+            save_torch_state_dict(state, folder, safe_serialization=True, metadata={"format": "pt", NAMED: str(scheme)})
         except SafetensorError as error:
             raise as_disk_error(error) from error
         for file in folder.glob("*.safetensors"):
             make_readable(file)
         config = read_json(folder / "config.json")
-        config |= {"quantization_config": describe(scheme, compute, mixture), "dtype": str(compute).removeprefix("torch.")}
+        config |= {"quantization_config": describe(scheme, compute, experts), "dtype": str(compute).removeprefix("torch.")}
         write_json(folder / "config.json", config)
 
 
@@ -259,9 +319,9 @@ def _flat(q: QTensor) -> QTensor:
     return QTensor(q.scheme, q.shape, "flat", q.codes.reshape(1, -1), q.scales, None)
 
 
-def describe(scheme: Scheme, compute: torch.dtype, mixture: bool = False) -> dict[str, Any]:
-    """quantization_config of config.json. mixture: with experts in few bits, which bitsandbytes has not."""
-    if mixture:
+def describe(scheme: Scheme, compute: torch.dtype, experts: bool = False) -> dict[str, Any]:
+    """quantization_config of config.json. experts: in few bits too, which bitsandbytes has not."""
+    if experts:
         return {"quant_method": "tunesmith", "scheme": asdict(scheme)}
     if scheme.is_codebook and scheme.in_bitsandbytes:
         return {

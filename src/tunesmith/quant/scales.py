@@ -3,6 +3,7 @@
     scales = Scales.exact(absmax_G)                # 32 bits a block: 0.5 bit a weight in blocks of 64
     scales = Scales.doubled(absmax_G)              # 8 + 32/256 bits a block: 0.127 bit a weight
     scales.values()                                # float32 [G]
+    scales.at(block_I).values()                    # float32 [I]: values()[block_I], and no others are computed
 
 Double: the mean of all scales is taken off, what remains is coded in groups of 256 by the dynamic map's 256 levels times the
 group's largest size. Source: Dettmers et al. 2023 (arXiv 2305.14314), section 3; the arithmetic is bitsandbytes', whose files these are.
@@ -48,6 +49,13 @@ class Scales:
     def values(self) -> Tensor:
         """float32 [G]."""
         return block_scales(self.stored, self.nested)
+
+    def at(self, block_I: Tensor) -> "Scales":
+        """The exact scales of some blocks, by their numbers: the same values, second level resolved."""
+        stored, nested = self.stored[block_I], self.nested
+        if nested is None:
+            return Scales(stored)
+        return Scales(nested.table_256[stored.int()] * nested.groups[block_I // GROUP] + nested.offset)
 
     @property
     def nbytes(self) -> int:

@@ -23,13 +23,20 @@ DEFAULT_BLOCK = 64
 
 @dataclass(frozen=True)
 class Scheme:
-    """block_size None: the whole row. double: the scales are kept in 8 bits. clip: percentile of sizes beyond which values saturate."""
+    """How weights are stored, and which of a model's.
+
+    block_size   None: the whole row
+    double       the scales are kept in 8 bits
+    clip         percentile of sizes beyond which values saturate
+    embeddings   of a model also the token embeddings and the head, and not only what lies between them
+    """
 
     name: str
     bits: int
     block_size: int | None
     double: bool = False
     clip: float | None = None
+    embeddings: bool = False
 
     @property
     def is_codebook(self) -> bool:
@@ -42,6 +49,8 @@ class Scheme:
     @property
     def in_bitsandbytes(self) -> bool:
         """Whether bitsandbytes has this scheme: its files are written for it, a form of our own otherwise."""
+        if self.embeddings:
+            return False
         blocks = self.block_size is not None and self.block_size & (self.block_size - 1) == 0  # 32, 64 … 4096
         return blocks if self.is_codebook else (self.name, self.block_size, self.double, self.clip) == ("int8", None, False, None)
 
@@ -66,10 +75,13 @@ class Scheme:
     def __str__(self) -> str:
         where = "rows" if self.block_size is None else f"blocks of {self.block_size}"
         clipped = f", clipped at {self.clip:g} %" if self.clip is not None else ""
-        return f"{self.name}, {where}{clipped}" + (", scales in 8 bits" if self.double else "")
+        doubled, more = ", scales in 8 bits" if self.double else "", ", embeddings too" if self.embeddings else ""
+        return f"{self.name}, {where}{clipped}{doubled}{more}"
 
 
-def find_scheme(name: str, block_size: int | None = None, double: bool | None = None, clip: float | None = None) -> Scheme:
+def find_scheme(
+    name: str, block_size: int | None = None, double: bool | None = None, clip: float | None = None, embeddings: bool = False
+) -> Scheme:
     """A scheme by name; what is not given is the scheme's own default (double quantisation for codebooks only)."""
     name = name.lower()
     if name not in NAMES:
@@ -94,13 +106,13 @@ def find_scheme(name: str, block_size: int | None = None, double: bool | None = 
             fix=f"at most {math.floor(1000 * (block - 2) / (block - 1)) / 10:g} for blocks of {block}, or larger blocks",
         )  # fmt: skip
     doubled = name in ("nf4", "fp4") if double is None else double
-    return Scheme(name, bits, block, doubled, clip)
+    return Scheme(name, bits, block, doubled, clip, embeddings)
 
 
 def scheme_of_words(text: str) -> Scheme:
     """The scheme whose `str` this is, as files keep it."""
-    found = re.fullmatch(r"(\w+), (?:rows|blocks of (\d+))(?:, clipped at ([\d.]+) %)?(, scales in 8 bits)?", text)
+    found = re.fullmatch(r"(\w+), (?:rows|blocks of (\d+))(?:, clipped at ([\d.]+) %)?(, scales in 8 bits)?(, embeddings too)?", text)
     if found is None:
         raise BadInput(f'"{text}" describes no scheme', fix="as: nf4, blocks of 64, scales in 8 bits")
-    name, block, clip, double = found.groups()
-    return find_scheme(name, int(block) if block else None, double is not None, float(clip) if clip else None)
+    name, block, clip, double, embeddings = found.groups()
+    return find_scheme(name, int(block) if block else None, double is not None, float(clip) if clip else None, embeddings is not None)

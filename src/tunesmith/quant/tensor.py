@@ -2,24 +2,27 @@
 
     q = quantize(weight_NK, find_scheme("nf4"))       # outputs x inputs
     weight_NK = dequantize(q, torch.bfloat16)         # or into a buffer: dequantize_into(q, out_NK)
+    row_MK = dequantize_rows(q, ids_M)                # some rows, as an embedding needs them
 
 Blocks lie along a row and end with it (layout "rows": a row can be cut off, sharded, de-quantised alone), or run over the
 flattened weight (layout "flat": bitsandbytes' files). Where the block divides the row both hold the same codes.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tunesmith.errors import BadInput
-from tunesmith.kernels.blocks_4bit import GROUP, dequantize_4bit, quantize_4bit
+from tunesmith.kernels.blocks_4bit import GROUP, PIECE, dequantize_4bit, quantize_4bit
 from tunesmith.quant import affine
 from tunesmith.quant.codebook import codebook
 from tunesmith.quant.scales import Scales
 from tunesmith.quant.scheme import Scheme
+
+CACHED = 1 << 18  # weights whose float32 temporaries stay in the cache of a CPU
 
 Layout: TypeAlias = Literal["rows", "flat"]
 
@@ -133,22 +136,50 @@ def dequantize_into(q: QTensor, out_NK: Tensor) -> Tensor:
     return out_NK
 
 
+@torch.no_grad()
+def dequantize_rows(q: QTensor, row_M: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Some rows [M, K] of the weight, by their numbers: dequantize(q, dtype)[row_M], and only they are made.
+
+    Where blocks (or bytes) run across the ends of rows, as they may in layout "flat", the whole weight is made on the way.
+    """
+    n, k = q.shape
+    block, row_M = q.scheme.block_size or q.rows_cols[1], row_M.long()
+    if q.layout == "flat" and (k % block or k % q.scheme.codes_per_byte):
+        return dequantize(q, dtype)[row_M]
+    n_blocks = -(-k // block)
+    block_I = (row_M[:, None] * n_blocks + torch.arange(n_blocks, device=row_M.device)).flatten()
+    zeros = None if q.zeros is None else q.zeros[block_I]
+    exact = replace(q.scheme, double=False)
+    return dequantize(QTensor(exact, (len(row_M), k), "rows", q.codes.view(n, -1)[row_M], q.scales.at(block_I), zeros), dtype)
+
+
 def _quantize_affine(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Groups of a block each; the ragged ends of rows are groups of their own length."""
+    """Groups of a block each; the ragged ends of rows are groups of their own length. A few rows at a time: temporaries are float32."""
     n, k = x.shape
     block = scheme.block_size or k
     n_blocks = -(-k // block)
     scale_NG = torch.empty(n, n_blocks, dtype=torch.float32, device=x.device)
     zero_NG = torch.empty(n, n_blocks, dtype=torch.uint8, device=x.device) if scheme.has_zero_point else None
-    codes_NK = torch.empty(n, k, dtype=torch.int8 if scheme.levels.signed else torch.uint8, device=x.device)
-    for columns, groups, size in spans(k, scheme.block_size):
-        x_GB = x[:, columns].reshape(-1, size)
-        scale_G, zero_G = affine_scale(x_GB, scheme)
-        if zero_NG is not None and zero_G is not None:
-            zero_NG[:, groups] = zero_G.view(n, -1)
-        scale_NG[:, groups] = scale_G.view(n, -1)
-        codes_NK[:, columns] = affine.quantize(x_GB, scheme.levels, scale_G, zero_G).view(n, -1)
-    return pack(codes_NK, scheme), scale_NG.view(-1), None if zero_NG is None else zero_NG.view(-1)
+    whole_bytes = torch.int8 if scheme.levels.signed and scheme.codes_per_byte == 1 else torch.uint8
+    codes_NP = torch.empty(n, -(-k // scheme.codes_per_byte), dtype=whole_bytes, device=x.device)
+    for rows in _pieces(x):
+        codes_RK = torch.empty(len(x[rows]), k, dtype=torch.int8 if scheme.levels.signed else torch.uint8, device=x.device)
+        for columns, groups, size in spans(k, scheme.block_size):
+            x_GB = x[rows, columns].reshape(-1, size)
+            scale_G, zero_G = affine_scale(x_GB, scheme)
+            if zero_NG is not None and zero_G is not None:
+                zero_NG[rows, groups] = zero_G.view(len(codes_RK), -1)
+            scale_NG[rows, groups] = scale_G.view(len(codes_RK), -1)
+            codes_RK[:, columns] = affine.quantize(x_GB, scheme.levels, scale_G, zero_G).view(len(codes_RK), -1)
+        codes_NP[rows] = pack(codes_RK, scheme)
+    return codes_NP, scale_NG.view(-1), None if zero_NG is None else zero_NG.view(-1)
+
+
+def _pieces(weight_NK: Tensor) -> Iterator[slice]:
+    """A few rows at a time, so that their temporaries fit into a CPU's cache, and beside any weight on a GPU."""
+    n, k = weight_NK.shape
+    step = max(1, (CACHED if weight_NK.device.type == "cpu" else PIECE) // k)
+    return (slice(start, start + step) for start in range(0, n, step))
 
 
 def affine_scale(x_GB: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
@@ -171,13 +202,15 @@ def spans(k: int, block_size: int | None) -> Iterator[tuple[slice, slice, int]]:
 
 def _dequantize_affine(q: QTensor, out: Tensor) -> None:
     n, k = out.shape
-    codes_NK = unpack(q.codes, q.scheme, k)
-    scale_NG = q.scales.values().view(n, -1)
-    zero_NG = None if q.zeros is None else q.zeros.view(n, -1)
-    for columns, groups, size in spans(k, q.scheme.block_size):
-        zero_G = None if zero_NG is None else zero_NG[:, groups].reshape(-1)
-        values = affine.dequantize(codes_NK[:, columns].reshape(-1, size), scale_NG[:, groups].reshape(-1), zero_G)
-        out[:, columns] = values.view(n, -1)
+    n_blocks = -(-k // (q.scheme.block_size or k))
+    scale_NG = q.scales.values().view(n, n_blocks)
+    zero_NG = None if q.zeros is None else q.zeros.view(n, n_blocks)
+    for rows in _pieces(out):
+        codes_RK = unpack(q.codes[rows], q.scheme, k)
+        for columns, groups, size in spans(k, q.scheme.block_size):
+            zero_G = None if zero_NG is None else zero_NG[rows, groups].reshape(-1)
+            values = affine.dequantize(codes_RK[:, columns].reshape(-1, size), scale_NG[rows, groups].reshape(-1), zero_G)
+            out[rows, columns] = values.view(len(codes_RK), -1)
 
 
 def pack(codes_NK: Tensor, scheme: Scheme) -> Tensor:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,13 +20,15 @@ from typing import Any
 import torch
 
 from tunesmith.config import Run, with_absolute_paths
-from tunesmith.data.batches import StepRows
+from tunesmith.data.batches import StepRows, lengths_of, padding_share
+from tunesmith.data.cache import RowsCache
 from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput, Interrupted, MachineFailed, TunesmithError
 from tunesmith.files import write_json
 from tunesmith.hardware import describe_machine, peak_memory_bytes
 from tunesmith.loss import Scored, nll_of
+from tunesmith.model.attention import keep_documents_apart
 from tunesmith.progress import clock, counted, progress, say
 from tunesmith.runs import RunFolder, now
 from tunesmith.training import checkpoint, distributed
@@ -43,7 +45,8 @@ from tunesmith.training.optim import (
 )
 
 DEFAULT_MAX_LENGTH = 512
-EAGER_SCORE_BYTES = 1 << 30  # for rows of 256 tokens, a model of some ten million parameters
+KEPT_SCORE_BYTES = 1 << 30  # for rows of 256 tokens, a model of some ten million parameters
+PADDING_STEPS = 100  # of which the padding is counted before the first
 
 # What a resumed run may change in its config: what is measured, kept and shown, and how a step is cut to fit the memory.
 FREE = (
@@ -54,7 +57,7 @@ FREE = (
     "training.keep_checkpoints",
     "training.tensorboard",
 )
-FREE_BUT_FOR_ROUNDING = ("training.micro_batch_size", "training.micro_batch_tokens")
+FREE_BUT_FOR_ROUNDING = ("training.micro_batch_size", "training.micro_batch_tokens", "training.packing")
 
 
 @dataclass
@@ -80,13 +83,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Ready:
-    """A run with its data checked and its model loaded, before the first step."""
+    """A run with its data checked and its model loaded, before the first step.
+
+    padding   share of what its first steps compute that is no token, "unpacked" and "packed"
+    """
 
     run: Run
     tuned: Tuned
     renderer: Renderer
     rows: Rows
+    step_rows: StepRows
     plan: Plan
+    padding: dict[str, float]
     said: list[str]
 
 
@@ -94,44 +102,74 @@ def prepare(run: Run, name: str) -> Ready:
     """Load everything a run needs and say what it found; nothing is written."""
     distributed.start()
     torch.manual_seed(run.training.seed)
-    parts = load_parts(run.data)  # first: a wrong path should not cost the loading of a model
+    kept = RowsCache(run.data)
+    parts = load_parts(run.data) if kept.is_empty else None  # first: a wrong path should not cost the loading of a model
     tuned = build(run, name)
-    renderer = Renderer(tuned.loaded.tokenizer, run.data.template, tuned.loaded.eos_ids, tuned.loaded.n_ids)
-    rows = load_rows(parts, run.data, _max_length(run.training.max_length, tuned.loaded.context), renderer)
-    steps_per_epoch = math.ceil(len(rows.train) / run.training.batch_size)
-    steps = run.training.steps or max(1, math.ceil(run.training.epochs * steps_per_epoch))
+    renderer = Renderer(tuned.loaded.tokenizer, run.data.template, tuned.loaded.eos_ids, tuned.loaded.n_ids, run.data.thinking)
+    max_length = longest_example(run.training.max_length, tuned.loaded.context)
+    rows = kept.rows(renderer, max_length, make=lambda: load_rows(parts or load_parts(run.data), run.data, max_length, renderer))
+    training = run.training
+    step_rows = StepRows(
+        rows.train, training.batch_size, training.seed, training.micro_batch_tokens, training.micro_batch_size, training.packing, training.batch_tokens
+    )  # fmt: skip
+    steps_per_epoch = step_rows.steps_of_epoch(0)
+    steps = training.steps or step_rows.steps_of(training.epochs)
     rate, reason = learning_rate(run, tuned.loaded.model.config.get_text_config().hidden_size)
     plan = Plan(
         steps, run.training.validate_every or min(steps, steps_per_epoch), run.training.save_every or min(steps, steps_per_epoch), rate
     )
+    first_steps = range(min(steps, PADDING_STEPS))
+    padding = {name: padding_share(replace(step_rows, packing=name == "packed"), first_steps) for name in ("unpacked", "packed")}
     said = [
         *rows.said,
         *tuned.said,
-        *_attention_for(tuned, max(len(example) for example in rows.train), run),
+        *_attention_for(tuned, int(max(lengths_of(part).max(initial=0) for part in (rows.train, rows.validation))), run),
+        *_padding_in_words(padding, training.packing),
         reason,
-        f"{counted(steps, 'step')} of {counted(min(run.training.batch_size, len(rows.train)), 'example')}; "
-        f"{counted(steps_per_epoch, 'step')} {'sees' if steps_per_epoch == 1 else 'see'} every example once",
+        _steps_in_words(steps, step_rows),
     ]
-    return Ready(run, tuned, renderer, rows, plan, said)
+    return Ready(run, tuned, renderer, rows, step_rows, plan, padding, said)
+
+
+def _steps_in_words(steps: int, rows: StepRows) -> str:
+    n_examples, per_epoch = len(rows.examples), rows.steps_of_epoch(0)
+    size = counted(min(rows.batch_size, n_examples), "example")
+    if rows.batch_tokens is not None:
+        n_longer = int((lengths_of(rows.examples) > rows.batch_tokens).sum())
+        size = f"at most {counted(rows.batch_tokens, 'token')}"
+        size += f" ({counted(n_longer, 'longer example')} by themselves)" if n_longer else ""
+    return f"{counted(steps, 'step')} of {size}; {counted(per_epoch, 'step')} {'sees' if per_epoch == 1 else 'see'} every example once"
+
+
+def _padding_in_words(share: Mapping[str, float], packing: bool) -> list[str]:
+    if packing:
+        return [f"{share['packed']:.1%} of what is computed is padding; without packing it would be {share['unpacked']:.1%}"]
+    return [f"{share['unpacked']:.1%} of what is computed is padding; training.packing: true would leave {share['packed']:.1%}"]
 
 
 def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
-    """On a CPU short rows go through transformers' eager attention: flash attention's backward pass is several times slower there.
+    """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few.
 
-    Eager attention keeps its scores for the backward pass, so only where all of them are small; the same mathematics either way.
+    Flash attention's backward pass is several times slower there. Packed rows choose document by document, padded ones once; the same
+    mathematics either way.
     """
     model, config = tuned.loaded.model, tuned.loaded.model.config.get_text_config()
-    if model.device.type != "cpu" or config._attn_implementation != "sdpa":
-        return []
     n_kept = 1 if run.training.gradient_checkpointing else config.num_hidden_layers
-    score_bytes = run.training.micro_batch_tokens * longest * config.num_attention_heads * n_kept * 8  # float32, bf16, bf16
-    if score_bytes > EAGER_SCORE_BYTES:
+    score_bytes = (
+        getattr(config, "num_attention_heads", 1) * n_kept * 8
+    )  # of one in each head and layer: float32, bf16, bf16; Mamba has no heads
+    on_cpu = model.device.type == "cpu"
+    if run.training.packing:
+        keep_documents_apart(model, KEPT_SCORE_BYTES // score_bytes if on_cpu else 0, longest)
+        return ["packed rows: tried on this model, no example sees another"]
+    most_bytes = run.training.micro_batch_tokens * longest * score_bytes
+    if not on_cpu or config._attn_implementation != "sdpa" or most_bytes > KEPT_SCORE_BYTES:
         return []
     model.set_attn_implementation("eager")
-    return [f"attention scores are kept (at most {score_bytes / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"]
+    return [f"attention scores are kept (at most {most_bytes / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"]
 
 
-def _max_length(asked: int | None, context: int | None) -> int:
+def longest_example(asked: int | None, context: int | None) -> int:
     """Tokens of the longest example: as asked if the model was made for it, otherwise 512 or what the model was made for."""
     if asked is None:
         return min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
@@ -228,9 +266,7 @@ def _steps(
     leader = distributed.rank() == 0
     model = ready.tuned.loaded.model
     device = next(iter(parameters.values())).device
-    rows = StepRows(
-        ready.rows.train, run.training.batch_size, run.training.seed, run.training.micro_batch_tokens, run.training.micro_batch_size
-    )
+    rows = ready.step_rows
     board = _tensorboard(folder, run) if leader else None
     with progress("training" if leader else "", plan.steps, "step", done=first) as bar:
         for step in range(first, plan.steps):
@@ -294,7 +330,7 @@ def _steps(
 
 def _validate(folder: RunFolder, ready: Ready, scored: Scored, taken: int, state: State, board: Any) -> None:
     """Validation loss, and what follows from it: the best checkpoint and early stopping."""
-    total, count = nll_of(scored, ready.rows.validation, ready.run.training.micro_batch_tokens)
+    total, count = nll_of(scored, ready.rows.validation, ready.run.training.micro_batch_tokens, ready.run.training.packing)
     loss = total / count
     if not math.isfinite(loss):
         raise MachineFailed(
@@ -433,9 +469,11 @@ def _load_weights(tuned: Tuned, found: checkpoint.Checkpoint) -> None:
 def _same_data(folder: RunFolder, rows: Rows) -> None:
     """A resumed run must see the same files, or its order of examples would mean other examples."""
     before = folder.status().get("data", {}).get("files", {})
+    came, went = [path for path in rows.files if path not in before], [path for path in before if path not in rows.files]
     changed = [path for path, facts in rows.files.items() if path in before and before[path]["sha256"] != facts["sha256"]]
-    if changed:
-        raise BadInput("the data changed since this run began", where=changed[0], fix="restore the file, or start a new run")
+    if before and (changed or came or went):
+        where = changed[0] if changed else f"{came[0]} is new" if came else f"{went[0]} is not read any more"
+        raise BadInput("the data changed since this run began", where=where, fix="restore the files, or start a new run")
 
 
 def _facts(ready: Ready) -> dict[str, Any]:
@@ -444,6 +482,7 @@ def _facts(ready: Ready) -> dict[str, Any]:
     return {
         "steps": ready.plan.steps,
         "data": {"said": ready.rows.said, "counts": ready.rows.counts, "files": ready.rows.files},
+        "padding": ready.padding,
         "arithmetic": ready.tuned.said,
         "learning_rate_reason": ready.said[-2],
         "parameters": {"trained": sum(p.numel() for p in parameters.values()), "total": total},
@@ -477,7 +516,7 @@ def serving_facts(ready: Ready) -> dict[str, Any]:
     renderer, run, scheme = ready.renderer, ready.run, ready.tuned.loaded.scheme
     return {
         "renderer": renderer.fingerprint(), "template": renderer.mode, "stop_ids": sorted(renderer.stop_ids),
-        "prompt": run.data.prompt, "system": run.data.system, "dtype": run.training.dtype,
+        "prompt": run.data.form, "system": run.data.system, "dtype": run.training.dtype,
         "base_scheme": None if scheme is None else str(scheme),
     }  # fmt: skip
 

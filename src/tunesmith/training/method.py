@@ -22,7 +22,7 @@ from tunesmith.files import new_folder, write_json
 from tunesmith.hardware import pick_device, pick_dtype
 from tunesmith.model.adapters import adapter_parameters, arithmetic, attach, fingerprint, load_adapter, save_adapter, switch_of
 from tunesmith.model.blocks import fuse
-from tunesmith.model.frozen import QuantizedLinear
+from tunesmith.model.frozen import QuantizedWeight
 from tunesmith.model.load import Loaded, is_quantised, load_model
 from tunesmith.quant.scheme import find_scheme
 from tunesmith.runs import adapter_of
@@ -86,7 +86,8 @@ def load_base(run: Run, dtype: str) -> Loaded:
     chosen = section != QuantizationConfig()  # a saved config spells the defaults out
     if run.method != "qlora" or (is_quantised(run.model) and not chosen):
         return load_model(run.model, dtype)
-    return load_model(run.model, dtype, scheme=find_scheme(section.scheme, section.block_size, section.double, section.clip))
+    scheme = find_scheme(section.scheme, section.block_size, section.double, section.clip, section.embeddings)
+    return load_model(run.model, dtype, scheme=scheme)
 
 
 def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
@@ -120,14 +121,16 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
 
 
 def quantised_words(model: nn.Module) -> list[str]:
-    """What the base's linear layers take, in words; nothing for a dense base."""
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    """What the base's quantised weights take, in words; nothing for a dense base. A weight that two layers share counts once."""
+    layers = list({m.q.codes.data_ptr(): m for m in model.modules() if isinstance(m, QuantizedWeight)}.values())
     if not layers:
         return []
     n_weights, n_bytes = sum(layer.n_outputs * layer.n_inputs for layer in layers), sum(layer.q.nbytes for layer in layers)
+    scheme = layers[0].q.scheme
+    rest = "norms stay" if scheme.embeddings else "embeddings, norms and head stay"
     return [
-        f"base in {layers[0].scheme}: {n_weights:,} weights of {len(layers)} layers in {n_bytes / 2**20:,.1f} MiB "
-        f"({8 * n_bytes / n_weights:.3f} bits each); embeddings, norms and head stay {str(layers[0].dtype).removeprefix('torch.')}"
+        f"base in {scheme}: {n_weights:,} weights of {len(layers)} layers in {n_bytes / 2**20:,.1f} MiB "
+        f"({8 * n_bytes / n_weights:.3f} bits each); {rest} {str(layers[0].dtype).removeprefix('torch.')}"
     ]
 
 

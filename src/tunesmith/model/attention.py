@@ -1,0 +1,331 @@
+"""Attention that never leaves a document, for rows in which documents stand side by side (data/packing.py).
+
+    keep_documents_apart(model, kept_scores=10**6, longest=512)  # once: switch the model over, and see on two documents that it obeys
+    with documents(model, batch.document_BT):                    # once per batch
+        model(input_ids=batch.ids_BT, position_ids=batch.positions_BT)
+
+transformers lets a library register attention functions and the masks that go with them (its AttentionInterface and
+AttentionMaskInterface). Ours gathers the documents of a row into small batches of similar length, padded for this one operation alone,
+and attends within each: no mask over the whole row exists, nothing is computed between two documents, and linear layers, which are
+most of a step, see no padding. `attend` is the arithmetic, with any mask: the readable reference for a whole row is `attend` with
+`block_diagonal`, and tests compare the two.
+
+What a family lets a token see inside its document (a sliding window, chunks) is asked of the family's own mask function.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from tunesmith.errors import BadInput
+
+NAME = "tunesmith"  # of this attention among those that transformers knows
+# Documents of a group are at least half as long as its longest: more groups cost more small operations than they save scores.
+SIMILAR = 0.5
+PROBE_TOKENS = 512  # of a document on which a model is tried
+ROUND = 16  # tokens: groups are padded to a multiple, as every new shape costs the CPU's matrix library a compilation
+
+
+# --- the arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def attend(
+    query_BHLD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, sees: Tensor, scale: float, softcap: float | None = None, sinks_H: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """softmax(scale · q kᵀ) v over what each query sees, [B, H, L, D]; H / G neighbouring heads share a key.
+
+    sees      bool, broadcast to [B, 1, L of the queries, L of the keys]
+    softcap   scores become softcap · tanh(scores / softcap) (Gemma 2, arXiv 2408.00118, section 2)
+    sinks_H   a further score per head that takes part in the softmax and has no value (gpt-oss)
+    """
+    B, H, L, D = query_BHLD.shape
+    n_keys, G = key_BGLD.shape[2], key_BGLD.shape[1]
+    # the heads that share a key, one after another, are one matrix of queries: keys need not be repeated
+    query_BGMD = query_BHLD.reshape(B, G, H // G * L, D)
+    scores = (query_BGMD @ key_BGLD.transpose(2, 3)).view(B, H, L, n_keys) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~sees, torch.finfo(scores.dtype).min)
+    if sinks_H is not None:
+        scores = torch.cat([scores, sinks_H.to(scores.dtype).view(1, H, 1, 1).expand(B, H, L, 1)], dim=-1)
+    at_least_float32 = torch.promote_types(scores.dtype, torch.float32)
+    share = torch.softmax(scores, dim=-1, dtype=at_least_float32).to(value_BGLD.dtype)[..., :n_keys]
+    share = nn.functional.dropout(share, dropout)
+    return (share.reshape(B, G, H // G * L, n_keys) @ value_BGLD).view(B, H, L, -1)
+
+
+def block_diagonal(document_T: Tensor, sees_LL: Tensor) -> Tensor:
+    """The mask over a whole row: a token sees of its own document what `sees_LL` says. The reference; nothing fast builds it."""
+    positions_T = torch.cat([torch.arange(n) for n in _lengths(document_T)])
+    return (document_T[:, None] == document_T) & sees_LL[positions_T[:, None], positions_T]
+
+
+# --- where the documents of a row lie -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Documents of similar length as small batches; built once per row, read by every layer.
+
+    groups    of each batch, one after another: documents, tokens of the longest rounded up, whether its scores are kept for the
+              backward pass. Together P slots
+    token_P   the row's token in each slot; in padding the document's last one again
+    slot_T    the slot in which each token of the row stands
+    real_P    which slots are no padding; None if all are
+    longest   (first token, length) of the longest document
+    """
+
+    groups: tuple[tuple[int, int, bool], ...]
+    token_P: Tensor
+    slot_T: Tensor
+    real_P: Tensor | None
+    longest: tuple[int, int]
+
+    @classmethod
+    def of(cls, document_T: Tensor, device: torch.device, kept_scores: int) -> "Layout":
+        """document_T: int64 on the CPU, one number per document, tokens of a document side by side.
+
+        kept_scores   per head; those of the shortest documents are kept while they are no more than this
+        """
+        lengths = _lengths(document_T)
+        starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        members: list[list[int]] = []
+        for i in order:
+            if members and lengths[i] >= SIMILAR * lengths[members[-1][0]]:
+                members[-1].append(i)
+            else:
+                members.append([i])
+        sizes = [(len(group), -(-lengths[group[0]] // ROUND) * ROUND) for group in members]
+        total = list(accumulate(n * length * length for n, length in reversed(sizes)))
+        groups = [(n, length, upto <= kept_scores) for (n, length), upto in zip(sizes, reversed(total), strict=True)]
+        tokens, reals = [], []
+        for group, (_, length) in zip(members, sizes, strict=True):
+            at_L = torch.arange(length)
+            start_S, length_S = torch.tensor([starts[i] for i in group])[:, None], torch.tensor([lengths[i] for i in group])[:, None]
+            tokens.append((start_S + torch.minimum(at_L, length_S - 1)).flatten())
+            reals.append((at_L < length_S).flatten())
+        token_P, real_P = torch.cat(tokens), torch.cat(reals)
+        slot_T = torch.empty(len(document_T), dtype=torch.int64)
+        slot_T[token_P[real_P]] = torch.nonzero(real_P)[:, 0]
+        return cls(
+            tuple(groups), token_P.to(device), slot_T.to(device), None if bool(real_P.all()) else real_P.to(device),
+            (starts[order[0]], lengths[order[0]]),
+        )  # fmt: skip
+
+
+def _lengths(document_T: Tensor) -> list[int]:
+    lengths: list[int] = torch.unique_consecutive(document_T, return_counts=True)[1].tolist()
+    return lengths
+
+
+@dataclass(frozen=True)
+class Within:
+    """What our mask function hands to our attention function in place of a mask.
+
+    sees_LL   what a token sees of a document as long as the first group's; shorter ones see its upper left corner
+    causal    all tokens up to its own, that is
+    """
+
+    layout: Layout
+    sees_LL: Tensor
+    causal: bool
+
+
+class _Move(torch.autograd.Function):
+    """y[i] = x[there[i]], where each row of x has one place in y that counts: back[j].
+
+    So the gradient of x is such a move too, not a sum: fast, and the same bits each time. Rows of x that are copies of others
+    (padding; where `counts` is false) give their gradient to nobody.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, counts: Tensor | None) -> Tensor:
+        ctx.save_for_backward(back, counts)
+        return x.index_select(0, there)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        back, counts = ctx.saved_tensors
+        dx = upstream[0].index_select(0, back)
+        return dx if counts is None else dx.mul_(counts.view(-1, *[1] * (dx.ndim - 1))), None, None, None
+
+
+def attend_within(
+    query_HTD: Tensor, key_GTD: Tensor, value_GTD: Tensor, within: Within, scale: float, softcap: float | None = None, sinks_H: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """`attend` on each document of a row alone, [T, H, D]; by flash attention where scores are not kept and it can do what is asked."""
+    layout = within.layout
+    gathered = [_Move.apply(x.transpose(0, 1), layout.token_P, layout.slot_T, None) for x in (query_HTD, key_GTD, value_GTD)]  # type: ignore[no-untyped-call]
+    sizes = [n * length for n, length, _ in layout.groups]
+    answers = []
+    for (n, length, kept), *parts in zip(layout.groups, *(x_PHD.split(sizes) for x_PHD in gathered), strict=True):
+        q, k, v = (part.view(n, length, *part.shape[1:]).transpose(1, 2) for part in parts)
+        sees = within.sees_LL[:length, :length]
+        if kept or softcap is not None or sinks_H is not None:
+            answer_SHLD = attend(q, k, v, sees, scale, softcap, sinks_H, dropout)
+        else:
+            answer_SHLD = nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=None if within.causal else sees, dropout_p=dropout, is_causal=within.causal, scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )  # fmt: skip
+        answers.append(answer_SHLD.transpose(1, 2).flatten(0, 1))
+    answer_THD: Tensor = _Move.apply(torch.cat(answers), layout.slot_T, layout.token_P, layout.real_P)  # type: ignore[no-untyped-call]
+    return answer_THD
+
+
+# --- as transformers calls it ---------------------------------------------------------------------------------------------
+
+_layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
+
+
+@contextmanager
+def documents(model: Any, document_BT: Tensor | None) -> Iterator[None]:
+    """Forward passes in this block read one row of these documents; None: rows of one example each.
+
+    The layout travels from here to the masks, which a model makes first, in its own thread; from there on with them, also into the
+    recomputed layers of a backward pass.
+    """
+    if document_BT is None:
+        yield
+        return
+    if not hasattr(model, "_tunesmith_kept_scores"):
+        raise RuntimeError("keep_documents_apart(model) comes before the first packed batch")
+    token = _layout.set(Layout.of(document_BT[0], model.device, model._tunesmith_kept_scores))
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+def _mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **rest: Any) -> Any:
+    """In the place of transformers' `sdpa_mask`: `Within` for a packed row, the whole mask otherwise."""
+    from transformers.masking_utils import sdpa_mask
+
+    layout = _layout.get()
+    rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    if layout is None:
+        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **rest)
+    start, length = layout.longest
+    asked_LL = sdpa_mask(1, length, length, start, start, **rest | {"attention_mask": None})[0, 0]
+    sees_LL = torch.ones(layout.groups[0][1], layout.groups[0][1], dtype=torch.bool, device=asked_LL.device).tril()
+    causal = torch.equal(asked_LL, sees_LL[:length, :length])
+    sees_LL[:length, :length] = asked_LL  # beyond is padding, which may see what it likes
+    return Within(layout, sees_LL, causal)
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float | None = None, dropout: float = 0.0,
+    softcap: float | None = None, s_aux: Tensor | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' contract: [B, H, T, D] and [B, G, T, D] to [B, T, H, D]. Windows come with the mask, not with `sliding_window`."""
+    scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
+    if isinstance(attention_mask, Within):
+        answer_THD = attend_within(query[0], key[0], value[0], attention_mask, scale, softcap, s_aux, dropout)
+        return answer_THD[None], None
+    if attention_mask is None:
+        raise RuntimeError("no mask has reached attention")
+    return attend(query, key, value, attention_mask, scale, softcap, s_aux, dropout).transpose(1, 2).contiguous(), None
+
+
+# --- switching a model over -----------------------------------------------------------------------------------------------
+
+
+def keep_documents_apart(model: Any, kept_scores: int, longest: int) -> None:
+    """From now on a packed row's documents are strangers to each other in this model; it is tried on two of them.
+
+    kept_scores   attention scores per head and layer that may stay in memory for the backward pass: faster than flash attention on a CPU
+    longest       tokens of the longest document there will be: some families change their ways after a number of tokens
+
+    Raises BadInput where the family does not obey: some compute attention in their own way, some carry a state from token to token (Mamba,
+    convolutions), some merge blocks of tokens (DeepSeek V4), some count positions by themselves. The model is then as it was.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.utils import logging
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    before, was_training = model.config.get_text_config()._attn_implementation, model.training
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would warn of is an error here
+    model.eval()  # without dropout
+    n_ids = model.get_input_embeddings().weight.shape[0]
+    ids_T = (3 + 5 * torch.arange(min(longest, PROBE_TOKENS) + 7, device=model.device)) % n_ids
+    both = ids_T.split([len(ids_T) - 7, 7])
+    try:
+        alone = [_answer(model, ids_T, None, slice(None)) for ids_T in both]
+        model.set_attn_implementation(NAME)
+        model._tunesmith_kept_scores = kept_scores
+        why = _why_not(model, both, alone)
+    except Exception as error:  # whatever a family's own code makes of a mask that it does not know
+        why = f"its attention cannot be exchanged ({str(error).strip().split(chr(10))[0] or type(error).__name__})"
+    finally:
+        model.train(was_training)
+        logging.set_verbosity(loud)
+    if why is not None:
+        model.set_attn_implementation(before)
+        if hasattr(model, "_tunesmith_kept_scores"):
+            del model._tunesmith_kept_scores
+        raise BadInput(
+            f"documents in one row would not stay apart in this model: {why}", where=f"training.packing: true, a model of type {model.config.model_type}",
+            fix="training.packing: false",
+        )  # fmt: skip
+
+
+Answer = tuple[Tensor, Tensor]
+
+
+@torch.enable_grad()
+def _answer(model: Any, ids_T: Tensor, document_T: Tensor | None, part: slice) -> Answer:
+    """Final hidden states of a part of a row [N, D], and the gradient of their weighted sum with respect to all embedded ids [T, D]."""
+    embedded: list[Tensor] = []
+
+    def cut_off(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1].clone()  # some families go on in place
+
+    reads = {"input_ids": ids_T[None], "use_cache": False}
+    if document_T is not None:
+        reads["position_ids"] = torch.cat([torch.arange(n) for n in _lengths(document_T)])[None].to(ids_T.device)
+    hook = model.get_input_embeddings().register_forward_hook(cut_off)
+    try:
+        with documents(model, None if document_T is None else document_T[None]):
+            hidden_ND = model.base_model(**reads)[0][0, part].float()
+        weights_ND = torch.linspace(-1, 1, hidden_ND.numel(), device=hidden_ND.device).view_as(hidden_ND)
+        [gradient_BTD] = torch.autograd.grad((weights_ND * hidden_ND).sum(), embedded[:1])
+    finally:
+        hook.remove()
+    return hidden_ND.detach(), gradient_BTD[0].float()
+
+
+def _why_not(model: Any, both: Sequence[Tensor], alone: Sequence[Answer]) -> str | None:
+    """What is wrong with two documents in one row, in words; `alone`: the answers to each by the model's own attention.
+
+    A leak is looked for in the gradients: what one document answers has none, exactly, with respect to the other. That holds in any dtype,
+    where a small leak would hide among differences of rounding.
+    """
+    if model.config.get_text_config()._attn_implementation != NAME:
+        return "it computes attention in its own way"
+    row_T, n = torch.cat(list(both)), len(both[0])
+    document_T = (torch.arange(len(row_T)) >= n).long()
+    noise = 1e-3 if model.dtype == torch.float32 else 0.1
+    for part, other, (hidden, gradient) in zip((slice(n), slice(n, None)), (slice(n, None), slice(n)), alone, strict=True):
+        packed_hidden, packed_gradient = _answer(model, row_T, document_T, part)
+        if bool(packed_gradient[other].any()):
+            return "what one document answers depends on the other"
+        for what, found, expected in (("answers", packed_hidden, hidden), ("gradients", packed_gradient[part], gradient)):
+            off = float((found - expected).norm() / expected.norm())
+            if not off <= noise:
+                return f"its {what} are other ones than to each document alone (by {off:.1%})"
+    return None
