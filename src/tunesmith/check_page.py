@@ -126,6 +126,8 @@ def lengths_chart(sizes: Sequence[int], title: str, limit: int | None) -> dict[s
         words[-1] = f"{int(starts[-1]):,} and longer, up to {top:,}"
     drawn = layout("rows", title, height=260)
     drawn["bargap"] = 0.05
+    if high - low < 12:
+        drawn["xaxis"] |= {"dtick": 1}  # there is no half of a token
     if over:
         drawn["shapes"] = [
             {

@@ -174,6 +174,7 @@ def _read_config(path: Path) -> tuple[Any, dict[str, StoredLayer]]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     where = str(path / "config.json")
+    method = method_of(read_json(path / "config.json"), where)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
@@ -184,7 +185,6 @@ def _read_config(path: Path) -> tuple[Any, dict[str, StoredLayer]]:
         ) from None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BadInput(f"a model of type {config.model_type} does not predict the next word", where=where, fix=A_DECODER)
-    method = method_of(read_json(path / "config.json"))
     if method is None:
         return config, {}
     if method not in ("bitsandbytes", "tunesmith"):
@@ -250,7 +250,8 @@ def _read_weights(
 
 def is_quantised(name: str) -> bool:
     """Whether the files of a model hold quantised weights."""
-    return method_of(read_json(find_model(name) / "config.json")) is not None
+    place = find_model(name) / "config.json"
+    return method_of(read_json(place), str(place)) is not None
 
 
 def scheme_of(model: Any) -> Scheme | None:

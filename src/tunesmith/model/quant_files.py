@@ -56,17 +56,21 @@ class StoredLayer:
     tensors: dict[str, Path]
 
 
-def method_of(config: Mapping[str, Any]) -> str | None:
+def method_of(config: Mapping[str, Any], where: str = "config.json") -> str | None:
     """quant_method of a config.json, if its weights are quantised."""
-    section = _section(config)
+    section = _section(config, where)
     return str(section.get("quant_method", "unnamed")) if section is not None else None
 
 
-def _section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _section(config: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
     """quantization_config, wherever it stands."""
     inner = config.get("text_config")
     places = [config, inner] if isinstance(inner, Mapping) else [config]
-    return next((found for place in places if isinstance(found := place.get("quantization_config"), Mapping) and found), None)
+    found = next((value for place in places if (value := place.get("quantization_config")) is not None), None)
+    if found is not None and (not isinstance(found, Mapping) or not found):
+        raise BadInput(f"config.json should describe in a mapping how its weights are quantised, not {found!r}",
+                       where=f"{where}: quantization_config", fix=AGAIN)  # fmt: skip
+    return found
 
 
 def stored_layers(path: Path) -> dict[str, StoredLayer]:
@@ -103,7 +107,7 @@ def _opened(file: Path) -> Iterator[Any]:
 def fill(model: nn.Module, layers: Mapping[str, StoredLayer], folder: Path) -> None:
     """Read the codes of every stored layer into its QuantizedWeight; BadInput where config.json says something else than the files."""
     place = folder / "config.json"
-    section = _section(read_json(place)) or {}
+    section = _section(read_json(place), str(place)) or {}
     scheme = _scheme_of(section, place) if section.get("quant_method") == "tunesmith" else None
     for file in {file for stored in layers.values() for file in stored.tensors.values()}:
         with _opened(file) as handle:

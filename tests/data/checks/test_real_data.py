@@ -81,14 +81,14 @@ def test_questions_of_xquad_have_no_error(shared: Path):
 
 
 @pytest.mark.parametrize("part", ["train", "heldout"])
-def test_the_tasks_of_super_ni_have_no_error_and_their_warnings_are_true(shared: Path, part: str):
+def test_the_tasks_of_super_ni_have_no_error_and_warnings_of_known_kinds_only(shared: Path, part: str):
     seen: Counter[str] = Counter()
     for path in sorted((shared / "data/super_ni" / part).glob("*.json"))[:: 4 if part == "train" else 1]:
         report = looked_at(path)
         assert report.of("error") == [], path.name
         seen.update(f.check for f in report.of("warning"))
-    # each of these was looked at by eye: mojibake, soft hyphens and entities of the sources, and labels that hardly occur
+    # the first three rows of each kind and task were read: mojibake, soft hyphens and entities of the sources, answers without a full stop,
+    # labels that hardly occur
     assert set(seen) <= {
         "mojibake", "invisible-character", "control-character", "html-entity", "private-use", "few-rows-per-label", "phone-number", "cut-short",
-        "contradiction", "exact-duplicates",
     }  # fmt: skip
