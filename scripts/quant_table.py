@@ -2,6 +2,7 @@
 
     python scripts/quant_table.py --model acorn ../shared/models/stories260k-hf --text ../shared/data/lm_text
     python scripts/quant_table.py --why acorn --text ../shared/data/lm_text     # which weights NF4's loss comes from
+    python scripts/quant_table.py --embeddings acorn --text ../shared/data/lm_text   # what it costs to quantise embeddings and head too
     python scripts/quant_table.py                                               # no measurement: the tables from the figures that are kept
 
 Figures go to benchmarks/results/quantization.json; the document's tables stand between marks. Of each .txt file in the folder the
@@ -43,11 +44,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", nargs="+", default=[])
     parser.add_argument("--why", metavar="MODEL")
+    parser.add_argument("--embeddings", metavar="MODEL")
     parser.add_argument("--text", type=Path, help="a folder of .txt files")
     parser.add_argument("--tokens", type=int, default=N_TOKENS, help="of each text")
     given = parser.parse_args()
-    if (given.model or given.why) and given.text is None:
-        parser.error("--model and --why need --text")
+    if (given.model or given.why or given.embeddings) and given.text is None:
+        parser.error("--model, --why and --embeddings need --text")
     texts = [read_text(file) for file in sorted(given.text.glob("*.txt")) if file.name != "SOURCE.txt"] if given.text else []
     for model in given.model:
         now = facts()
@@ -55,13 +57,16 @@ def main() -> None:
     if given.why:
         now = facts()
         keep("why", Path(given.why).name, {"rows": why(given.why, texts, given.tokens), **now})
+    if given.embeddings:
+        now = facts()
+        keep("embeddings", Path(given.embeddings).name, {"rows": with_embeddings(given.embeddings, texts, given.tokens), **now})
     DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_tables(document: str) -> str:
     """The document with the tables of the kept figures."""
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for mark, table in (("table", scheme_table(kept)), ("why", why_table(kept))):
+    for mark, table in (("table", scheme_table(kept)), ("why", why_table(kept)), ("embeddings", embeddings_table(kept))):
         document = re.sub(rf"(<!-- {mark}:.*?-->\n).*?(<!-- /{mark} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", document, flags=re.S)  # type: ignore[misc]
     return document
 
@@ -112,6 +117,36 @@ def scheme_table(kept: dict[str, Any]) -> str:
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# --- embeddings and head in few bits --------------------------------------------------------------------------------------
+
+
+def with_embeddings(model: str, texts: Sequence[Text], n_tokens: int) -> list[dict[str, Any]]:
+    """Bytes of all weights and perplexity, with the linear layers alone in few bits and with embeddings and head too."""
+    rows: list[dict[str, Any]] = []
+    for scheme in (None, *(find_scheme(name, embeddings=too) for name in ("int8", "nf4") for too in (False, True))):
+        loaded = load_model(model, "bfloat16", scheme=scheme)
+        _, perplexity, _ = measure(loaded, {text.name: examples_of(text, loaded, n_tokens) for text in texts})
+        n_bytes = sum(tensor.nbytes for tensor in loaded.model.parameters())  # a tied weight counts once
+        rows.append({"scheme": "bfloat16" if scheme is None else str(scheme), "bytes": n_bytes, "perplexity": perplexity})
+        say(f"{rows[-1]['scheme']}: {n_bytes:,} bytes, perplexity {perplexity:.2f}")
+    return rows
+
+
+def embeddings_table(kept: dict[str, Any]) -> str:
+    tables = []
+    for name, found in kept.get("embeddings", {}).items():
+        dense = found["rows"][0]
+        body = [
+            [
+                row["scheme"], f"{16 * row['bytes'] / dense['bytes']:.3f}".removesuffix(".000"), f"{row['bytes']:,}", number(row["perplexity"]),
+                percent(row["perplexity"] / dense["perplexity"] - 1) if row is not dense else "–",
+            ]
+            for row in found["rows"]
+        ]  # fmt: skip
+        tables.append(markdown([name, "all weights, bits each", "bytes in memory", "perplexity", "change"], body))
+    return "\n\n".join(tables)
 
 
 # --- where the loss of NF4 comes from -------------------------------------------------------------------------------------
