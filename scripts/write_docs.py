@@ -30,7 +30,7 @@ def configuration() -> str:
             if path == "output"
             else "required"
             if field.is_required()
-            else f"`{str(field.default).lower() if isinstance(field.default, bool) or field.default is None else field.default}`"
+            else f"`{'null' if field.default is None else str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
         )
         lines.append(f"| `{path}` | {default} | {field.description} |".replace("\n", "\\n"))
     lines += [

@@ -103,6 +103,7 @@ def test_accumulation_alone_does_not_say_how_many_examples_a_step_has():
         ({"training": {"epochs": 0}}, "greater than 0"),
         ({"data": {"train": "x", "validation": 1.5}}, "less than 1"),
         ({"lora": {"rank": 0}}, "greater than or equal to 1"),
+        ({"data": {"train": "x", "near_duplicates": 1.5}}, "off, or a share from 0.5 to 1"),
         ({"data": "rows.jsonl"}, "data"),
         ({"output": " "}, "should not be empty"),
     ],

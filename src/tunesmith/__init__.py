@@ -1,4 +1,4 @@
-"""tunesmith: fine-tune language models on your own data, full or LoRA, and measure what they learned.
+"""tunesmith: fine-tune language models on your own data, full, LoRA or QLoRA, and measure what they learned.
 
 import tunesmith
 run = tunesmith.train("sms.yaml")

@@ -39,6 +39,7 @@ from tunesmith.exports.parity import probe_rows  # noqa: E402
 from tunesmith.exports.quantized import written_dtype  # noqa: E402
 from tunesmith.files import must_be_new, read_json, sha256_of  # noqa: E402
 from tunesmith.inference import engine  # noqa: E402
+from tunesmith.kernels.native import compiled  # noqa: E402
 from tunesmith.model.adapters import AdapterFile, adapter_names, fingerprint, load_adapter, read_adapter, using  # noqa: E402
 from tunesmith.model.load import Loaded, is_quantised, load_model  # noqa: E402
 from tunesmith.preflight import check_run, refuse, renderer_of, short_lines, subject_of  # noqa: E402
@@ -72,6 +73,7 @@ def train(config: Run | str | Path | Mapping[str, Any], command: str = "", check
     more    the command that shows what was found
     """
     run = as_run(config)
+    compiled()  # a path of kernels that is not there should not cost the work before the first step
     if int(os.environ.get("RANK", "0")) == 0:
         RunFolder.must_be_free(Path(run.output).expanduser().absolute())  # before the minutes that a look at large data takes
     _look_at_data(run, check, more or f"tunesmith check {config if isinstance(config, str | Path) else run.data.train}")

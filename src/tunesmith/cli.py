@@ -22,7 +22,7 @@ from tunesmith.errors import BadInput, GateNotMet, TunesmithError
 from tunesmith.progress import counted
 
 app = typer.Typer(
-    name="tunesmith", help="Fine-tune language models on your own data, full or LoRA, and measure what they learned.", no_args_is_help=True,
+    name="tunesmith", help="Fine-tune language models on your own data, full, LoRA or QLoRA, and measure what they learned.", no_args_is_help=True,
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
@@ -256,17 +256,20 @@ def check(
     from tunesmith import preflight
     from tunesmith.progress import say
 
-    with _keys_are_set():
-        subject = preflight.subject_of(data, [*spelled, *(sets or [])], spelled)
-        for line in subject.said:
-            say(line)
-        report = preflight.check_run(subject.run, subject.files, with_model=subject.names_model)
+    _must_be_a_page(html)
+    try:
+        with _keys_are_set():
+            subject = preflight.subject_of(data, [*spelled, *(sets or [])], spelled)
+            for line in subject.said:
+                say(line)
+            report = preflight.check_run(subject.run, subject.files, with_model=subject.names_model, with_split=True)
+    except BadInput as error:
+        if as_json:
+            _print({**preflight.refused(data, error).as_json(), "page": None})
+        raise
     if html is not None:
         from tunesmith.check_page import write_check
-        from tunesmith.files import explain_disk
 
-        with explain_disk(html):
-            html.parent.mkdir(parents=True, exist_ok=True)
         write_check(report, html, data)
     if as_json:
         _print({**report.as_json(), "said": [*subject.said, *report.said], "page": str(html) if html is not None else None})
@@ -312,6 +315,16 @@ def print_check(report: Any, n_lines: int = 3) -> None:
     for line in report.not_done:
         console.print(f"not looked at: {line}", style="dim", markup=False)
     console.print(f"{verdict(report)}, {report.seconds:.1f} s", style="bold", markup=False)
+
+
+def _must_be_a_page(html: Path | None) -> None:
+    """A page can be written there: known before the work."""
+    if html is None:
+        return
+    if html.is_dir():
+        raise BadInput("this is a folder, and the page is a file", where=f"--html {html}", fix=f"--html {html / 'page.html'}")
+    if not html.absolute().parent.is_dir():
+        raise BadInput("there is no such folder for the page", where=f"--html {html}", fix=f"mkdir -p {shlex.quote(str(html.parent))}, or another --html")
 
 
 def _must_be_a_config(path: Path) -> None:
@@ -594,6 +607,7 @@ def show(
     }
     from tunesmith import paint
 
+    _must_be_a_page(html)
     wanted = paint.Wanted(row or (), search, worst, packed, step, most)
     with _keys_are_set():
         found = paint.show(data, wanted, [*spelled, *(sets or [])], spelled, html, as_json)

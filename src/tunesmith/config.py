@@ -138,6 +138,8 @@ class DataConfig(Section):
     def _on_or_off(cls, value: Any) -> Any:
         if isinstance(value, bool):  # YAML 1.1 reads on and off as true and false
             return cls.model_fields["near_duplicates"].default if value else "off"
+        if value != "off" and not (isinstance(value, int | float) and 0.5 <= value <= 1):
+            raise ValueError("should be off, or a share from 0.5 to 1")
         return value
 
     @field_validator("prompt")
@@ -190,7 +192,8 @@ class LoraConfig(Section):
     alpha: float | None = Field(None, gt=0, description="scale of the update is alpha / rank; by default 2 * rank")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the adapter's input while training")
     targets: Literal["all-linear"] | list[str] = Field(
-        "all-linear", description="every linear layer but the head, or names such as [q_proj, v_proj]"
+        "all-linear", description="every linear layer but the head, or names such as [q_proj, v_proj]; a mixture's experts only by name: "
+        "[q_proj, experts.gate_up_proj, experts.down_proj]"
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732)")
     continue_from: str | None = Field(None, description="a run or an adapter folder to start from instead of B = 0")

@@ -54,17 +54,19 @@ def _replace(path: Path, n_bytes: int, write: Callable[[Path], None]) -> None:
 
 def must_be_new(output: Path) -> None:
     """Nothing is at `output` yet, and a folder can be made there: tried, and taken away again, so that this is known before the work."""
-    with explain_disk(output):
+    made: list[Path] = []
+    try:
         if output.exists() or output.is_symlink():
             raise BadInput("there is something at the output already", where=str(output), fix="choose another --output, or remove it first")
-        made: list[Path] = []
-        try:
-            for folder in reversed([output, *(parent for parent in output.parents if not parent.exists())]):
-                folder.mkdir()
-                made.append(folder)
-        finally:
-            for folder in reversed(made):
-                folder.rmdir()
+        for folder in reversed([output, *(parent for parent in output.parents if not parent.exists())]):
+            folder.mkdir()
+            made.append(folder)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise BadInput(f"no folder can be made at the output: {why[0].lower()}{why[1:]}", where=str(output), fix="another --output") from None
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
 
 
 @contextmanager

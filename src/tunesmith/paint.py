@@ -25,7 +25,6 @@ from tunesmith.data.rows import THINKING, load_parts, load_rows
 from tunesmith.data.show import Row, Seen, at_lines, facts, holding, look, look_packed, worst
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
-from tunesmith.files import explain_disk
 from tunesmith.progress import counted, progress
 from tunesmith.show_page import write_rows
 
@@ -74,8 +73,6 @@ def show(
         seen, more = _chosen(rows, skipped, renderer, max_length, subject.run.data.on_too_long, wanted)
         said += more
     if html is not None:
-        with explain_disk(html):
-            html.parent.mkdir(parents=True, exist_ok=True)
         write_rows(seen, said, html, data)
     if as_json:
         return as_data(seen, said, html)
@@ -106,11 +103,11 @@ def _chosen(
     elif wanted.worst is not None:
         with progress("rendering", len(rows)) as bar:
             reasons = worst(rows, renderer, max_length, wanted.worst, lambda n: bar.advance(256))
-        said.append(f"the worst of {len(rows):,} rows; a few are always the longest, which need not be wrong")
+        said.append(f"the worst of {counted(len(rows), 'row')}; a few are always the longest, which need not be wrong")
         picked = [(rows[i], why) for i, why in reasons.items()]
     else:
         picked = [(rows[0], "")]
-        said.append(f"the first of {len(rows):,} rows; --row LINE, --search TEXT or --worst 3 show others")
+        said.append(f"the first of {counted(len(rows), 'row')}; --row LINE, --search TEXT or --worst 3 show others")
     if any(has_thinking(row.conversation) for row, _ in picked):
         said.append(f"thinking: {THINKING[renderer.thinking]} (data.thinking: {renderer.thinking})")
     seen: list[Seen] = []

@@ -7,20 +7,24 @@
 No weights are read: a tokenizer, its template and two small files say all that a row's tokens depend on.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import Run, load_run, validate
+from tunesmith.config import DataConfig, Run, load_run, validate
 from tunesmith.data.checks.check import Opened, Report, check, open_files
 from tunesmith.data.checks.finding import Finding
 from tunesmith.data.checks.json_answers import load_schema
+from tunesmith.data.checks.quoting import unreadable
+from tunesmith.data.rows import load_parts
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 from tunesmith.model.load import find_model, load_tokenizer
 from tunesmith.progress import counted
-from tunesmith.starter import columns_for, settings_for
+from tunesmith.starter import can_be_guessed, columns_for, settings_for
 from tunesmith.training.loop import longest_example
 
 KINDS_IN_AN_ERROR = 8
@@ -52,16 +56,26 @@ def subject_of(place: str | Path, overrides: Sequence[str] = (), spelled: Mappin
     run, said = validate({"model": "acorn", "data": {"train": str(place)}}, str(place), overrides, spelled=spelled)
     said = _without_output(said)
     if path.is_file():
-        settings, words = settings_for(run.data)
-        run, said = _with(run, settings), [*said, *words]
+        with suppress(BadInput):  # what stops the reading is told by the reading itself
+            settings, words = settings_for(run.data)
+            run, said = _with(run, settings), [*said, *words]
     files = open_files(run.data)
-    if (error := files[0].error) is not None and path.is_file():
+    if (error := files[0].error) is not None and files[0].read is None and path.is_file():
         settings, words = columns_for(run.data, error)
         run, said = _with(run, settings), [*said, *words]
         files = open_files(run.data)
-    if all(file.error is not None for file in files):
-        raise files[0].error or BadInput("there is nothing to check", where=str(place))
+    if all(file.read is None for file in files):
+        raise _of_many(files) if path.is_dir() else files[0].error or BadInput("there is nothing to check", where=str(place))
     return Subject(run, any(text.startswith("model=") for text in overrides), said, files)
+
+
+def _of_many(files: Sequence[Opened]) -> BadInput:
+    """The first refusal of several files; columns are guessed for a file alone."""
+    error = files[0].error or BadInput("there is nothing to check", where=str(files[0].path))
+    if not can_be_guessed(error):
+        return error
+    fix = f"{error.fix}\ncolumns are guessed for a single file only: tunesmith check {shlex.quote(str(files[0].path))} says which it would take"
+    return BadInput(error.what, error.where, fix)
 
 
 def _without_output(said: Sequence[str]) -> list[str]:
@@ -72,11 +86,38 @@ def _with(run: Run, settings: Mapping[str, Any]) -> Run:
     return run.model_copy(update={"data": run.data.model_copy(update=dict(settings))})
 
 
-def check_run(run: Run, files: Sequence[Opened], *, with_model: bool = True, thorough: bool = True) -> Report:
-    """The report on a run's data. with_model: render every row as its model would have it; thorough False: errors only, quickly."""
+def check_run(
+    run: Run, files: Sequence[Opened], *, with_model: bool = True, thorough: bool = True, with_split: bool = False
+) -> Report:  # fmt: skip
+    """The report on a run's data.
+
+    with_model   render every row as its model would have it
+    thorough     False: errors only, quickly
+    with_split   split the rows too, which training does next anyway
+    """
     schema = load_schema(Path(run.data.answer_schema)) if run.data.answer_schema is not None else None
     renderer, max_length = renderer_of(run) if with_model and thorough else (None, 512)
-    return check(files, run.data, renderer=renderer, max_length=max_length, schema=schema, thorough=thorough)
+    report = check(files, run.data, renderer=renderer, max_length=max_length, schema=schema, thorough=thorough)
+    if with_split and all(file.error is None for file in files):
+        report = replace(report, findings=[*refused_split(run.data), *report.findings])
+    return report
+
+
+def refused(place: str, error: BadInput) -> Report:
+    """The report on what could not be read at all."""
+    return Report([unreadable(place, error)], [], {})
+
+
+def refused_split(config: DataConfig) -> list[Finding]:
+    """What training refuses once the files are read: shares that leave nothing, a part that holds all of another, a mixture that cannot be.
+
+    Bad rows are told already, and without the search for near copies the same is refused but for parts that only near copies empty.
+    """
+    try:
+        load_parts(config.model_copy(update={"on_bad_row": "skip", "near_duplicates": "off"}))
+    except BadInput as error:
+        return [Finding("refused-split", "error", 1, (error.where.replace("\n", "; ") or str(config.train),), error.what, error.fix)]
+    return []
 
 
 def renderer_of(run: Run) -> tuple[Renderer, int]:

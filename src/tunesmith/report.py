@@ -804,12 +804,16 @@ def _use(method: str, base: str) -> str:
     lines = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
     lines += ["from tunesmith.model.load import ACORN  # the folder of the base, inside the package"] if base == "acorn" else []
     lines += ["", f"base = AutoModelForCausalLM.from_pretrained({where})", 'model = PeftModel.from_pretrained(base, "adapter")']
-    coded = (
-        "\n\nThe adapter was trained on a quantised base; over another storage of the base its answers differ a little."
-        if method == "qlora"
-        else ""
-    )
-    return "From this folder `tunesmith chat .`, or with PEFT:\n\n" + _fence("\n".join(lines)) + coded
+    if method == "qlora":  # over the 16-bit base the logits are off by several units
+        lines[-2] = 'base = AutoModelForCausalLM.from_pretrained("base-in-few-bits")  # by bitsandbytes'
+        lines = [line for line in lines if not line.startswith("from tunesmith")]
+        return (
+            "From this folder `tunesmith chat .`. The adapter belongs on the base in the bits that it was trained on, not on the 16-bit one: "
+            f"`tunesmith quantize {base} --output base-in-few-bits` with the scheme above, then with PEFT, where bitsandbytes has the scheme:\n\n"
+            + _fence("\n".join(lines))
+            + "\n\nOr `tunesmith merge . --output merged`: one 16-bit model that needs neither."
+        )
+    return "From this folder `tunesmith chat .`, or with PEFT:\n\n" + _fence("\n".join(lines))
 
 
 def _is_folder(model: str) -> bool:

@@ -15,6 +15,7 @@ from tunesmith.progress import counted
 
 MOST_TOKENS = 20_000  # of an example; a page with more is slow to open
 STYLE = """<style>
+.remark { font-weight: 600; }
 .row { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .row i { font-style: normal; color: var(--soft); border-radius: .2rem; }
 .row i.t { color: #0b3d1e; background: #a9e5bd; }
@@ -61,7 +62,7 @@ def example(one: Seen) -> str:
         f"{counts['trained']:,} trained",
         *([f"{counts['cut']:,} beyond the limit"] if counts["cut"] else []),
     ]
-    remark = f'<p class="mark">{escape(one.remark)}</p>' if one.remark else ""
+    remark = f'<p class="remark">{escape(one.remark)}</p>' if one.remark else ""
     if not one.tokens:
         return remark
     more = f'<p class="note">… and {len(one.tokens) - MOST_TOKENS:,} more tokens</p>' if len(one.tokens) > MOST_TOKENS else ""

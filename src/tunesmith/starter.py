@@ -23,7 +23,10 @@ from tunesmith.data.sources import Part, read_part
 from tunesmith.data.split import prompt_key
 from tunesmith.errors import BadInput
 from tunesmith.files import explain_disk, write_text
+from tunesmith.progress import counted
 
+GUESSED = ("the columns do not say", "a file without a header needs")  # refusals that rows can answer; every other one stands
+QUOTED_FOR_STRAY, QUOTED_SHARE = 4, 0.1  # cells in quotes for each line with a stray one, and of the lines: then quotes are quotation
 ROWS_FOR_HEADER = 1000  # a label that is in the first line is in one of these too
 PROMPTS_FOR_SHARES = 30  # with fewer, shares for validation and test would be empty or say nothing
 
@@ -41,7 +44,7 @@ def write_starter(data: str, output: Path, model: str, header: bool | None = Non
     try:
         read = _read(data, settings)
     except BadInput as error:
-        if several or not any(key in error.fix for key in ("data.prompt", "data.columns")):
+        if several or not can_be_guessed(error):
             raise
         settings, guessed = _guess(data, settings, error)
         read = _read(data, settings)
@@ -55,7 +58,8 @@ def write_starter(data: str, output: Path, model: str, header: bool | None = Non
     shares = {"validation": 0.1, "test": 0.2} if n_prompts >= PROMPTS_FOR_SHARES else {}
     if not shares:
         said.append(
-            f"{n_prompts:,} different prompts are too few to hold some out: to measure, give files as data.validation and data.test"
+            f"{counted(n_prompts, 'different prompt')} {'is' if n_prompts == 1 else 'are'} too few to hold some out: "
+            "to measure, give files as data.validation and data.test"
         )
     filled: dict[str, Any] = {
         "model": model, "method": "lora", "output": f"runs/{Path(data).name.split('.')[0] or 'run'}",
@@ -76,9 +80,14 @@ def settings_for(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
     return settings, [f"data.{key}: {str(settings[key]).lower()}, {reason}" for key, reason in reasons.items()]
 
 
+def can_be_guessed(error: BadInput) -> bool:
+    """Whether a reader only lacks the names of the prompt and the answer; what it refuses for another reason is never guessed around."""
+    return error.what.startswith(GUESSED)
+
+
 def columns_for(config: DataConfig, error: BadInput) -> tuple[dict[str, Any], list[str]]:
     """Which columns are the prompt and the answer, guessed from the rows, and the guess in words; `error` is raised where nothing can be."""
-    if not any(key in error.fix for key in ("data.prompt", "data.columns")) or config.prompt is not None:
+    if not can_be_guessed(error) or config.prompt is not None:
         raise error
     settings = {key: value for key in ("header", "quoting") if (value := getattr(config, key)) is False}
     return _guess(str(config.train), settings | ({"columns": config.columns} if config.columns else {}), error)
@@ -108,9 +117,19 @@ def _table_settings(file: readers.File, header: bool | None, quoting: bool | Non
 
 
 def _why_no_quoting(file: readers.File) -> str:
-    """Quotes are mere characters where reading them as quotes does harm and every line is a whole row without; "" elsewhere."""
-    widths = {len(cells) for _, cells, _ in readers.plain_records(file)}
+    """Quotes are mere characters where reading them as quotes does harm, every line is a whole row without, and few cells stand in
+    quotes; "" elsewhere. Where many do, a stray quote is a fault of its line.
+    """
+    widths: set[int] = set()
+    n_lines = n_quoted = n_stray = 0
+    for _, cells, _ in readers.plain_records(file):
+        widths.add(len(cells))
+        in_quotes = sum(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
+        n_lines, n_quoted = n_lines + 1, n_quoted + in_quotes
+        n_stray += any(cell.count('"') % 2 for cell in cells)
     if len(widths) != 1 or widths == {1}:
+        return ""
+    if n_quoted >= QUOTED_FOR_STRAY * max(1, n_stray) and n_quoted >= QUOTED_SHARE * n_lines:
         return ""
     spanning: list[str] = []
     try:
@@ -145,6 +164,7 @@ def _guess(data: str, settings: dict[str, Any], error: BadInput) -> tuple[dict[s
     usable = [name for name in names if any(row.get(name) not in (None, "") for row in rows) and not set(name) & set("{}\n")]
     if len(usable) < 2:
         raise error
+    nested = [name for name in usable if any(_is_nested(row.get(name)) for row in rows)]
     texts = {name: [_as_text(row[name]) for row in rows if row.get(name) not in (None, "")] for name in usable}
     numbers = [name for name in usable if _is_number_of_row(name, texts[name])]
     if len(usable) - len(numbers) < 2:
@@ -155,6 +175,11 @@ def _guess(data: str, settings: dict[str, Any], error: BadInput) -> tuple[dict[s
     is_text = {name: all(isinstance(row.get(name), str | None) for row in rows) for name in usable}  # slots in JSON are no question
     mean_length = {name: len("".join(texts[name])) / len(texts[name]) for name in usable}
     prompt = max((name for name in usable if name != answer), key=lambda name: (name == "text", is_text[name], mean_length[name]))
+    if prompt in nested:
+        raise BadInput(
+            f'"{_short(prompt)}" holds objects within objects, and a prompt is a text', where=error.where,
+            fix="write one row for each question, its text and its answer in columns of their own, as JSONL",
+        )  # fmt: skip
     answers = [name for name in usable if name == answer or (name != prompt and all(row.get(name) is not None for row in rows))]
     left_out = [name for name in names if name not in (prompt, *answers)]
     if names[0] == "column_1" and not settings.get("header", True):
@@ -182,6 +207,11 @@ def _is_number_of_row(name: str, values: list[str]) -> bool:
     return name.lower() in ("id", "idx", "index", "uid", "uuid") or (
         all(value.isdigit() for value in values) and len(set(values)) == len(values) > 2
     )
+
+
+def _is_nested(value: Any) -> bool:
+    """An object, or a list that holds one."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(inner, dict) for inner in value))
 
 
 def _as_text(value: Any) -> str:

@@ -184,7 +184,14 @@ def test_a_thought_at_the_start_of_an_answer_is_the_same_and_is_said(read):
     assert found.conversations[0].messages[0].content == "a <think>x</think>"
     assert "1 message beginning with <think>…</think>: read as thinking" in found.said
     pair = one(read([{"prompt": "a", "completion": "<think></think>b"}]))
-    assert pair.messages[1] == Message("assistant", "b", True, thinking="") and pair.answer == "b"
+    assert (pair.messages[1].thinking, pair.answer) == ("", "b")
+
+
+def test_the_marks_and_the_white_space_of_a_thought_inside_an_answer_are_kept_as_they_stand(read):
+    for text in ("<think>0+2</think>\n2", "\n<think>\n\n0+2\n</think>2", "<think></think>2", "<think>\n\n</think>\n\n2"):
+        message = one(read([{"prompt": "1+1?", "completion": text}])).messages[1]
+        assert message.content == "2" and message.thinking in ("0+2", "")
+        assert f"{message.before_thinking}{message.thinking}{message.after_thinking}{message.content}" == text
 
 
 @pytest.mark.parametrize(

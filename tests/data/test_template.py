@@ -220,6 +220,17 @@ def test_an_empty_thought_is_left_untrained_too():
         assert shown.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n[yes<|im_end|>]\n")
 
 
+@pytest.mark.parametrize(
+    "policy, answer",
+    [("keep", "[<think>because</think>\nyes<|im_end|>]\n"), ("untrained", "<think>because</think>\n[yes<|im_end|>]\n")],
+)
+def test_a_template_without_thinking_gets_it_as_it_stood_in_the_answer(policy: str, answer: str):
+    message = Message("assistant", "yes", True, thinking="because", before_thinking="<think>", after_thinking="</think>\n")
+    conversation = Conversation((Message("user", "a", False), message), "rows.jsonl:7")
+    [shown] = painted(Renderer(byte_level_tokenizer(CHATML), thinking=policy), conversation)
+    assert shown.endswith(answer)
+
+
 def test_a_template_that_drops_thinking_is_refused_unless_it_is_stripped():
     tokenizer = build("byte-level BPE", "deepseek-r1")
     for policy in ("keep", "untrained"):

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.api import merge
 from tunesmith.config import LoraConfig
-from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.errors import BadInput
 from tunesmith.exports.quantized import write_quantized
 from tunesmith.model.adapters import adapter_parameters, attach, fingerprint, load_adapter, save_adapter
 from tunesmith.model.load import load_model
@@ -85,7 +85,7 @@ def test_weights_that_are_not_finite_leave_nothing_behind(source, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_left(tiny_model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MachineFailed, match="cannot be written") as error:
+    with pytest.raises(BadInput, match="no folder can be made") as error:
         write_quantized(str(tiny_model), NF4, tmp_path / "file" / "q")
     assert "file/q" in error.value.where
     assert tree(tmp_path) == {"file": b""}
@@ -101,7 +101,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path, monke
         lambda output: write_study_of("nowhere", output, None),
     ]  # fmt: skip
     for work in begin:
-        with pytest.raises(MachineFailed, match="cannot be written") as error:
+        with pytest.raises(BadInput, match="no folder can be made") as error:
             work(Path(place))
         assert place in error.value.where
     assert tree(tmp_path) == {"file": b""}
@@ -133,15 +133,42 @@ def test_embeddings_are_stored_in_few_bits_on_request(tiny_model, tmp_path, name
     assert sizes[0] < sizes[1] - 333 * 64 * 2
 
 
-def test_an_adapter_does_not_fit_a_folder_whose_weights_were_put_there_later(tiny_model, tmp_path):
+def test_a_folder_whose_weights_were_put_there_later_is_refused(tiny_model, tmp_path):
     """tunesmith.json names the dense weights that the codes were made from: it must be those codes."""
     other = save_tiny_model(tmp_path / "other", seed=1)
     for source, folder in ((tiny_model, "one"), (other, "two")):
         write_quantized(str(source), NF4, tmp_path / folder, "float32")
     assert fingerprint(load_model(str(tmp_path / "one"), "float32").model) == fingerprint(load_model(str(tiny_model), "float32").model)
-    weights = (tmp_path / "two/model.safetensors").read_bytes()
-    (tmp_path / "one/model.safetensors").write_bytes(weights)
-    assert fingerprint(load_model(str(tmp_path / "one"), "float32").model) != fingerprint(load_model(str(tiny_model), "float32").model)
+    (tmp_path / "one/model.safetensors").write_bytes((tmp_path / "two/model.safetensors").read_bytes())
+    with pytest.raises(BadInput, match="was changed since it was written") as refused:
+        load_model(str(tmp_path / "one"), "float32")
+    assert refused.value.where.endswith("one/model.safetensors")
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8", "affine3"])
+def test_one_flipped_bit_among_codes_is_noticed(tiny_model, tmp_path, scheme):
+    """Any code is a possible one: nothing in the file itself could tell."""
+    write_quantized(str(tiny_model), find_scheme(scheme), tmp_path / "q", "float32")
+    file = tmp_path / "q/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(BadInput, match="was changed since it was written"):
+        load_model(str(tmp_path / "q"), "float32")
+
+
+def test_nothing_is_written_into_the_model_that_it_is_made_from(tiny_model):
+    before = tree(tiny_model)
+    with pytest.raises(BadInput, match="inside the model's own folder"):
+        write_quantized(str(tiny_model), NF4, tiny_model / "inside")
+    assert tree(tiny_model) == before
+
+
+def test_layers_at_which_bitsandbytes_stops_are_warned_of(tmp_path):
+    source = save_tiny_model(tmp_path / "source")
+    LlamaForCausalLM(LlamaConfig.from_pretrained(source, intermediate_size=72)).save_pretrained(source)
+    said = write_quantized(str(source), find_scheme("nf4", 64), tmp_path / "codes", "float32")
+    assert "stops at layers of 72 outputs, no multiple of 32" in said[-1]
 
 
 def test_an_adapter_of_the_dense_base_fits_the_folder_of_its_codes(tiny_model, tmp_path):
@@ -172,7 +199,7 @@ def test_rows_that_do_not_divide_into_blocks_are_said_to_be_read_wrongly_elsewhe
 
 def test_rows_that_bitsandbytes_reads_right_are_not_warned_of(tmp_path):
     source = save_tiny_model(tmp_path / "source")
-    config = LlamaConfig.from_pretrained(source, intermediate_size=72)  # 72 is no multiple of 16
+    config = LlamaConfig.from_pretrained(source, intermediate_size=64)
     LlamaForCausalLM(config).save_pretrained(source)
     said = write_quantized(str(source), find_scheme("nf4", 64), tmp_path / "codes", "float32")
     assert said[-1] == "opens in tunesmith and in transformers with bitsandbytes"

@@ -16,6 +16,7 @@ from tunesmith.model.experts import ExpertStack, expert_parameters
 from tunesmith.model.load import load_model
 from tunesmith.quant.scheme import find_scheme
 from tunesmith.quant.tensor import dequantize
+from tunesmith.training.method import experts_left_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT reads it
 
@@ -135,3 +136,11 @@ def test_experts_are_quantised_with_the_rest_and_answer_as_their_dequantised_wei
 def test_dropout_on_experts_is_refused():
     with pytest.raises(BadInput, match="cannot be adapted with dropout"):
         attach(mixture("mixtral"), "x", LoraConfig(rank=4, targets=TARGETS, dropout=0.1), seed=0)
+
+
+@pytest.mark.parametrize(("targets", "left_out"), [("all-linear", True), (["q_proj", "experts.gate_up_proj", "experts.down_proj"], False)])
+def test_experts_without_an_adapter_are_told_of(targets: Any, left_out: bool):
+    model = mixture("qwen3_moe")
+    attach(model, "x", LoraConfig(rank=4, targets=targets), seed=0)
+    said = " ".join(experts_left_out(model, "x"))
+    assert ("experts.down_proj, experts.gate_up_proj" in said) == left_out

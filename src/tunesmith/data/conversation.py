@@ -27,6 +27,9 @@ class Message:
     tool_calls  what an assistant turn calls after its content
     name        the tool whose result a "tool" turn is
     call_id     and the id of the call it answers; without one, results answer the calls before them in order
+
+    before_thinking and after_thinking are what stands around it in the text, for templates that know no thinking: where it stood
+    inside the answer its own marks and white space.
     """
 
     role: str
@@ -36,6 +39,8 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     call_id: str | None = None
+    before_thinking: str = f"{THINKING_MARKS[0]}\n"
+    after_thinking: str = f"\n{THINKING_MARKS[1]}\n\n"
 
 
 @dataclass(frozen=True)

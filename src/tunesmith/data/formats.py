@@ -34,6 +34,7 @@ PAIRS = (
     ("inputs", "targets"),
 )  # fmt: skip
 INSTANCES = (("input", "output"), ("inputs", "targets"))  # beside a definition: one instance of a task
+ALPACA = {"instruction", "input", "output", "system", "history", "tools", "functions"}
 TURNS = {"messages", "conversations", "tools", "functions"}  # columns that a conversation holds in another form already
 ANSWER_COLUMNS = {"label", "answer", "output", "completion", "response", "target", "category", "class", "intent"}
 
@@ -108,6 +109,7 @@ def _read(config: DataConfig, path: Path, answers: bool, name: str, task: str) -
     good = [row for row in peeked if not row.problem]
     skipped: list[BadRow] = []
     conversations: list[Conversation] = []
+    no_text: dict[str, list[str]] = {}
     # Without one good row there is nothing to recognise; every row is then a bad one and the reasons are their own.
     plan = _plan(file, config, good, answers) if good else None
     for row in chain(peeked, rows):
@@ -118,6 +120,9 @@ def _read(config: DataConfig, path: Path, answers: bool, name: str, task: str) -
                 told = TURNS if plan.format == "messages" else set()
                 fields = {} if file.kind == "text" else {key: value for key, value in row.values.items() if key not in told}
                 conversations.append(Conversation(messages, source, fields, task, tools))
+                for column in plan.texts:
+                    if row.values.get(column) is not None and not isinstance(row.values[column], str):
+                        no_text.setdefault(column, []).append(source)
             except RowError as error:
                 problem = str(error)
         if problem and config.on_bad_row == "error":
@@ -134,6 +139,11 @@ def _read(config: DataConfig, path: Path, answers: bool, name: str, task: str) -
         )
     n_rows = len(conversations) + len(skipped)
     said = [f"{name}: {file}, {n_rows:,} {'row' if n_rows == 1 else 'rows'}, {plan.description}", *notes, *plan.remarks()]
+    for column, where in no_text.items():
+        if any(isinstance(c.fields.get(column), str) for c in conversations):  # a column of numbers or of objects is what it is
+            number = "1 value of" if len(where) == 1 else f"{len(where):,} values of"
+            verb = "is" if len(where) == 1 else "are"
+            said.append(f'{name}: {number} "{clip(column)}" {verb} no text and written as JSON; the first at {where[0]}')
     if skipped:
         said.append(f"{name}: {len(skipped):,} of {n_rows:,} rows skipped, the first at {skipped[0].source}: {skipped[0].problem}")
     return Read(conversations, plan.format, f"{file}, {plan.description}", said, skipped, n_rows)
@@ -149,12 +159,17 @@ def _with_references(rows: Iterator[Row]) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How every row of this file becomes messages. `notes`: sentences about messages with their number as {n}, counted."""
+    """How every row of this file becomes messages.
+
+    notes   sentences about messages with their number as {n}, counted
+    texts   columns that are put into a prompt or an answer as texts, whatever they hold
+    """
 
     format: str
     description: str
     build: Build
     notes: Counter[str] = field(default_factory=Counter)
+    texts: tuple[str, ...] = ()
 
     def remarks(self) -> list[str]:
         return [text.replace("{n}", f"{n:,} {'message' if n == 1 else 'messages'}") for text, n in sorted(self.notes.items())]
@@ -197,6 +212,10 @@ def _shape_of(values: dict[str, Any], answers: bool) -> _Shape | None:
         return _Shape("pairs", *prompts[0])
     # {"text", "label"} is a classification set more often than prose: text only where nothing else could be meant
     return _Shape("text", "text") if there == {"text"} else None
+
+
+def _others_than_text(values: dict[str, Any]) -> list[str]:
+    return [name for name, value in values.items() if name != "text" and value is not None]
 
 
 def _plan(file: File, config: DataConfig, rows: list[Row], answers: bool) -> _Plan:
@@ -244,6 +263,8 @@ def _plan(file: File, config: DataConfig, rows: list[Row], answers: bool) -> _Pl
             same = own == shape if answers else (own.kind, own.prompt) == (shape.kind, shape.prompt)
             if not same:
                 raise RowError(f"mixed formats: this row is {own}, the file is {shape}")
+        elif shape.kind == "text" and not fixed and (others := _others_than_text(values)):
+            raise RowError(f"mixed formats: this row has {listed(others)} beside its text, the file is text")
         elif own is not None and own.kind == "messages" and shape.kind != "messages":
             raise RowError(f"mixed formats: this row is messages, the file is {shape}")
         if answers and _is_judged(shape, values):
@@ -252,7 +273,12 @@ def _plan(file: File, config: DataConfig, rows: list[Row], answers: bool) -> _Pl
         return _with_system(messages, system, values), tools
 
     raw = answers or raw_text or shape.kind == "messages"
-    return _Plan(shape.kind, _described(shape, columns, config, raw, rows), build, notes)
+    return _Plan(shape.kind, _described(shape, columns, config, raw, rows), build, notes, _texts_of(shape))
+
+
+def _texts_of(shape: _Shape) -> tuple[str, ...]:
+    """Columns that become prompt and answer as they stand; those of an instance are its task file's."""
+    return {"pairs": (shape.prompt, shape.completion), "alpaca": ("instruction", "input", "output")}.get(shape.kind, ())
 
 
 def _described(shape: _Shape, columns: list[str], config: DataConfig, raw: bool, rows: list[Row]) -> str:
@@ -268,7 +294,9 @@ def _described(shape: _Shape, columns: list[str], config: DataConfig, raw: bool,
     if shape.kind == "alpaca":
         before = [words for name, words in (("system", "{system}"), ("history", "{history}, trained too")) if name in columns]
         first = f"; before it {' and '.join(before)}" if before else ""
-        return f'alpaca: columns {listed(columns)} → prompt "{{instruction}}\\n\\n{{input}}", completion "{{output}}"{first}'
+        left_out = [name for name in columns if name not in ALPACA and name != config.group_by]
+        unused = f"; not used: {listed(left_out)}" if left_out else ""
+        return f'alpaca: columns {listed(columns)} → prompt "{{instruction}}\\n\\n{{input}}", completion "{{output}}"{first}{unused}'
     if shape.kind == "instances":
         there = len(shapes.solved_examples(rows[0].values)) if rows else 0
         shown = f"{min(there, config.examples)} of its {there} solved examples, " if config.examples else ""
@@ -291,10 +319,20 @@ def _no_examples(file: File, what: str) -> BadInput:
 
 
 def _file_shape(file: File, config: DataConfig, columns: list[str], rows: list[Row], answers: bool) -> _Shape:
-    """The format of the file: the one that is asked for, or that of the first row which shows one."""
+    """The format of the file: the one that is asked for, or that of the first row which shows one.
+
+    A null says nothing: where another row has a value in that column, this one is looked at as if it had it too. Otherwise the one row
+    of a labelled set whose label is missing would be raw text, and all labels would be forgotten with it.
+    """
     if config.format == "auto":
-        found = next((shape for row in rows if (shape := _shape_of(row.values, answers)) is not None), None)
-        if found is None:
+        known: dict[str, Any] = {}
+        for row in rows:
+            known |= {name: value for name, value in row.values.items() if value is not None and known.get(name) is None}
+        whole = [{name: known.get(name) if value is None else value for name, value in row.values.items()} for row in rows]
+        shown = [_shape_of(values, answers) for values in whole]
+        found = next((shape for shape in shown if shape is not None), None)
+        unclear = any(shape is None and _others_than_text(values) for shape, values in zip(shown, whole, strict=True))
+        if found is None or (found.kind == "text" and unclear):
             raise _which_columns(file, config, columns)
         return found
     if config.format == "pairs":
@@ -391,7 +429,8 @@ def _template_plan(file: File, config: DataConfig, columns: list[str], answers: 
         description += f" and {len(prompts) - 1} other phrasing{'s' if len(prompts) > 2 else ''}"
     if completion is not None and config.completion is not None:
         description += f", completion {quoted(config.completion)}"
-    return _Plan("pairs", description, build, notes)
+    texts = [part[0] for template in (*prompts, completion) if template for part in template.parts if not isinstance(part, str) and not part[1]]
+    return _Plan("pairs", description, build, notes, tuple(dict.fromkeys(texts)))
 
 
 def _template(file: File, config: DataConfig, key: str, text: str, columns: list[str]) -> Template:

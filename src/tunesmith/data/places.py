@@ -49,8 +49,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
+    """`are_tasks`: the path is a folder in which every file is a dataset, be there only one."""
+
     places: tuple[Place, ...]
     said: tuple[str, ...] = ()
+    are_tasks: bool = False
 
 
 def find(path: str, part: str) -> Found:
@@ -85,7 +88,9 @@ def _in_folder(folder: Path, name: str, part: str, split: str, origin: Callable[
     if is_saved(folder):
         if split:
             raise BadInput("this saved dataset is one split", where=f"{folder}:{split}", fix=str(folder))
-        return Found((Place(name, _saved_files(folder), origin),))
+        beside = _saved_beside(folder)
+        said = (f"{name}: the split {folder.name}; not read: {listed(beside)}",) if beside else ()
+        return Found((Place(name, _saved_files(folder), origin),), said)
     groups, left = _groups(folder)
     if not groups:
         nested = sorted(path for path in folder.iterdir() if path.is_dir() and _groups(path)[0])
@@ -102,7 +107,7 @@ def _in_folder(folder: Path, name: str, part: str, split: str, origin: Callable[
         return Found((Place(name, groups[chosen], origin),), (said,))
     said = f"{name}: {len(groups)} {'datasets' if len(groups) > 1 else 'dataset'}" + (", each a task" if len(groups) > 1 else "")
     said += f"; not read: {listed(left, 5)}" if left else ""
-    return Found(tuple(Place(group, files, origin) for group, files in groups.items()), (said,))
+    return Found(tuple(Place(group, files, origin) for group, files in groups.items()), (said,), are_tasks=True)
 
 
 def _groups(folder: Path) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
@@ -153,6 +158,14 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
 
 
+def _saved_beside(folder: Path) -> list[str]:
+    """The other splits of the DatasetDict that a saved split is one of."""
+    whole = folder.resolve()
+    if not (whole.parent / "dataset_dict.json").is_file():
+        return []
+    return sorted(path.name for path in whole.parent.iterdir() if path.is_dir() and path != whole and is_saved(path))
+
+
 def _saved_files(folder: Path) -> tuple[Path, ...]:
     """The Arrow files of a saved dataset, in the order that its state.json gives."""
     fix = "save it again with save_to_disk"
@@ -179,7 +192,7 @@ def _in_hub(name: str, split: str, part: str) -> Found:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise BadInput(f'the dataset has no subset "{subset[0]}"', where=f"{name} on the hub", fix=nearest(subset[0], folders))
     found = _in_folder(folder, subset[0] if subset else dataset, part, split, lambda file: f"{owner}/{dataset}/{file.relative_to(root)}")
-    return Found(found.places, (f"{owner}/{dataset}: from the hub, version {root.name[:12]}", *found.said))
+    return Found(found.places, (f"{owner}/{dataset}: from the hub, version {root.name[:12]}", *found.said), found.are_tasks)
 
 
 def _download(repository: str, subset: str) -> Path:

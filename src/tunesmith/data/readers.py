@@ -105,6 +105,7 @@ def recognise(path: Path, config: DataConfig) -> File:
     if not head.removeprefix(b"\xef\xbb\xbf").strip() and len(head) < 1 << 16:
         raise BadInput("the file holds only blank lines", where=str(path), fix="give a file with at least one example")
     if file.kind in ("csv", "tsv"):
+        _must_have_lines(file, head)
         file = replace(file, separator=_separator(file.kind, head, config))
     return file
 
@@ -162,6 +163,17 @@ def _must_not_be_utf16(file: File, head: bytes) -> None:
         at = 0 if encoding in ("UTF-16", "UTF-32") else head.index(0)
         raise BadInput(
             f"the file is {encoding}, not UTF-8", where=f"{file.path}: byte {at} (0x{head[at]:02x}), line 1", fix=file.iconv(encoding)
+        )
+
+
+def _must_have_lines(file: File, head: bytes) -> None:
+    r"""A table whose lines end in \r alone, as on the first Macintoshes, would be one line, the header."""
+    if b"\r" in head.strip() and b"\n" not in head:
+        rewritten = file.path.with_name(file.path.name.removesuffix(".gz").removesuffix(file.path.suffix) + ".lf." + file.kind)
+        unpack, given = (f'gunzip -c "{file.path}" | ', "") if file.gzipped else ("", f' < "{file.path}"')
+        command = f"{unpack}tr '\\r' '\\n'{given} > \"{rewritten}\""
+        raise BadInput(
+            "the lines of this table end in CR alone (carriage return, as on old Macs), not in LF", where=str(file.path), fix=command
         )
 
 

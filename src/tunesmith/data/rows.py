@@ -16,6 +16,7 @@ from tunesmith.config import DataConfig, first_path
 from tunesmith.data.batches import Fitted, fit, render_all, windows
 from tunesmith.data.conversation import Conversation, has_thinking
 from tunesmith.data.mixture import by_task, mix, repeated, table
+from tunesmith.data.readers import listed
 from tunesmith.data.sources import Part, read_part, spread_phrasings
 from tunesmith.data.split import drop_duplicates, remove_overlap, split
 from tunesmith.data.template import Example, Renderer
@@ -137,6 +138,9 @@ def _without_tasks(part: Part, names: Sequence[str]) -> tuple[list[Conversation]
         fix = nearest(unknown[0], tasks) if len(tasks) > 1 else "data.train: several files, or a folder of them"
         raise BadInput(f'data.train has no task "{unknown[0]}" to hold out', where="data.held_out", fix=fix)
     kept = [row for row in part.conversations if row.task not in names]
+    if names and not kept:
+        where = f"data.held_out: {listed(names)}"
+        raise BadInput("every task of data.train is held out, so no row is left to train on", where=where, fix="leave a task out of data.held_out")
     return kept, [row for row in part.conversations if row.task in names]
 
 

@@ -185,10 +185,13 @@ def answer(text: str, notes: Counter[str], thinking: str | None = None, trained:
     if thought := THOUGHT.match(text):
         if thinking is not None:
             raise RowError("an answer has its thinking twice: in a key of its own and as <think>…</think>")
-        thinking, text = thought[1].strip("\n"), text[thought.end() :].lstrip("\n")
-        if not text.strip() and not calls:
+        thinking, rest = thought[1].strip("\n"), text[thought.end() :].lstrip("\n")
+        if not rest.strip() and not calls:
             raise RowError("the answer is empty after its <think>…</think>")
         notes["{n} beginning with <think>…</think>: read as thinking"] += 1
+        begin = thought.start(1) + len(thought[1]) - len(thought[1].lstrip("\n"))
+        before, after = text[:begin], text[begin + len(thinking) : len(text) - len(rest)]
+        return Message("assistant", rest, trained, thinking, calls, before_thinking=before, after_thinking=after)
     return Message("assistant", text, trained, thinking, calls)
 
 

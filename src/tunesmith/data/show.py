@@ -19,7 +19,8 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.data.formats import BadRow
 from tunesmith.data.packing import Row as PackedRow
 from tunesmith.data.template import Example, Renderer
-from tunesmith.errors import BadInput
+from tunesmith.errors import BadInput, nearest
+from tunesmith.progress import counted
 
 CUT = {
     "error": "training would stop at it (data.on_too_long: error)",
@@ -92,7 +93,7 @@ def at_lines(rows: Sequence[Row], skipped: Sequence[BadRow], wanted: Sequence[st
             bad = next((one for one in skipped if text in (one.source, str(_line(one.source)))), None)
             if bad is not None:
                 raise BadInput(bad.problem, where=bad.source, fix="repair the row; nothing is trained on it")
-            raise BadInput("no row starts at this line", where=f"--row {text}", fix=_nearest_lines(sorted(by_line), text))
+            raise BadInput("no row starts at this line", where=f"--row {text}", fix=_nearest_lines(list(by_source), text))
         found.append(start)
     return found
 
@@ -102,13 +103,18 @@ def _line(source: str) -> int:
     return int(line) if line.isdecimal() else 0
 
 
-def _nearest_lines(lines: Sequence[int], wanted: str) -> str:
-    number = wanted.rpartition(":")[2]
-    if not number.isdecimal() or not lines:
+def _nearest_lines(sources: Sequence[str], wanted: str) -> str:
+    """The rows around the line that was asked for, of the file that was asked for."""
+    file, _, number = wanted.rpartition(":")
+    files = list(dict.fromkeys(source.rpartition(":")[0] for source in sources))
+    if file and file not in files:
+        return f'no file is called "{file}"; {nearest(file, files)}'
+    if not number.isdecimal():
         return "--row LINE, or FILE:LINE"
+    lines = sorted({_line(source) for source in sources if not file or source.rpartition(":")[0] == file})
     at = bisect_right(lines, int(number))
-    near = [lines[i] for i in (at - 1, at) if 0 <= i < len(lines)]
-    return f"--row {' or '.join(map(str, near))}: lines where rows start"
+    near = [f"{file}:{lines[i]}" if file else str(lines[i]) for i in (at - 1, at) if 0 <= i < len(lines)]
+    return f"--row {' or '.join(near)}: lines where rows start"
 
 
 def holding(rows: Sequence[Row], text: str) -> list[Row]:
@@ -190,7 +196,7 @@ def look_packed(row: PackedRow, renderer: Renderer, title: str) -> Seen:
         Token(token, text, bool(trained), token in renderer.control.ids, document=int(document))
         for token, text, trained, document in zip(row.ids.tolist(), texts, row.trained, row.document, strict=True)
     ]
-    return Seen(title, f"{len(row.sources):,} documents; none sees another", tokens, row.sources)
+    return Seen(title, f"{counted(len(row.sources), 'document')}; none sees another", tokens, row.sources)
 
 
 def tokens_of(example: Example, renderer: Renderer, max_length: int | None = None) -> list[Token]:

@@ -5,7 +5,8 @@
     part.conversations[0].task, part.conversations[0].source      # "hotels", "hotels.jsonl:1"
 
 Where a part has one dataset there are no tasks (`task` is ""); where it has several, each is a task, called as its entry says or
-as its file. What an entry sets is set for its files only; everything else is as in `data`.
+as its file. For a measurement the only file of a folder of tasks keeps its name (`name_alone`): the folder may be one of several
+that are measured one after the other. What an entry sets is set for its files only; everything else is as in `data`.
 """
 
 from collections.abc import Sequence
@@ -66,9 +67,10 @@ class Part:
         return weights
 
 
-def sources_of(config: DataConfig, part: str) -> tuple[tuple[Source, ...], list[str]]:
+def sources_of(config: DataConfig, part: str, name_alone: bool = False) -> tuple[tuple[Source, ...], list[str]]:
     """The datasets of data.train, data.validation or data.test, and what was decided in finding them, to be said aloud.
 
+    name_alone   whether the one dataset of a folder of tasks is called by its name too
     A share is no dataset: there are none then.
     """
     value = getattr(config, part)
@@ -79,6 +81,8 @@ def sources_of(config: DataConfig, part: str) -> tuple[tuple[Source, ...], list[
         entry = given if isinstance(given, DataEntry) else DataEntry(path=given)
         found = find(entry.path, part)
         said.extend(line for line in found.said if line not in said)
+        if name_alone and found.are_tasks and len(entries) == len(found.places) == 1 and not entry.task:
+            entry = entry.model_copy(update={"task": found.places[0].name})
         for place in found.places:
             drafts.append((entry, place.name, place.files, tuple(place.origin(file) for file in place.files)))
     every_file = [file for _, _, files, _ in drafts for file in files]
@@ -115,9 +119,9 @@ def _short_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def read_part(config: DataConfig, part: str) -> Part:
-    """Every row of a part, in the order of its datasets, each with its task."""
-    sources, said = sources_of(config, part)
+def read_part(config: DataConfig, part: str, name_alone: bool = False) -> Part:
+    """Every row of a part, in the order of its datasets, each with its task; name_alone as of `sources_of`."""
+    sources, said = sources_of(config, part, name_alone)
     conversations: list[Conversation] = []
     skipped: list[BadRow] = []
     reads: list[tuple[str, Read]] = []

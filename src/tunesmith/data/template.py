@@ -542,7 +542,7 @@ class Renderer:
                 if self._thinks:
                     turn["reasoning_content"] = safe(message.thinking, owner)
                 else:
-                    turn["content"] = _joined(safe(message.thinking, owner), content)
+                    turn["content"] = message.before_thinking + safe(message.thinking, owner) + message.after_thinking + content
             if message.tool_calls and (form := self._tool_form) is not None:
                 open_calls, calls = [], []
                 for call in message.tool_calls:
@@ -684,13 +684,11 @@ def _plain_prompt(messages: Sequence[Message]) -> str:
     return prompt if not prompt or prompt[-1].isspace() else prompt + "\n"
 
 
-def _joined(thought: str, content: str) -> str:
-    return f"<think>\n{thought}\n</think>\n\n{content}"
-
-
 def _with_thinking(message: Message) -> str:
     """The content with the thinking before it, where that is kept apart."""
-    return message.content if message.thinking is None else _joined(message.thinking, message.content)
+    if message.thinking is None:
+        return message.content
+    return message.before_thinking + message.thinking + message.after_thinking + message.content
 
 
 def _bare(text: str) -> str:

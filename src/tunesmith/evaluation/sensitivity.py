@@ -50,13 +50,24 @@ def read_phrasings(path: Path) -> dict[str, list[str]]:
     return {str(task): list(texts) for task, texts in by_task.items()}
 
 
+def must_name_tasks(phrasings: Phrasings, conversations: Sequence[Conversation], where: str) -> None:
+    """Refuse phrasings of a task that no row is of: under a mistyped name they would be left unread, or read for another task."""
+    tasks = dict.fromkeys(conversation.task for conversation in conversations)
+    if unknown := [name for name in phrasings if name and name not in tasks]:
+        named = [task for task in tasks if task]
+        raise BadInput(
+            f'the phrasings are of the task "{unknown[0]}", and ' + ("no test row is" if named else "the test rows are of one dataset without a name"),
+            where=where, fix=nearest(unknown[0], named) if named else "a list for all rows, without a task's name",
+        )  # fmt: skip
+
+
 def rephrased(conversations: Sequence[Conversation], phrasings: Phrasings, where: str = "the phrasings") -> list[list[Conversation]]:
     """The rows in the words of the first phrasing, of the second, and so on.
 
     Refused where a task has no phrasing, and where a row does not hold the instruction or the columns that a phrasing needs.
     """
     tasks = dict.fromkeys(conversation.task for conversation in conversations)
-    default = phrasings.get("", next(iter(phrasings.values())) if len(phrasings) == 1 and list(tasks) == [""] else None)
+    default = phrasings.get("")
     for task in tasks:
         if task not in phrasings and default is None:
             what = f'the task "{task}"' if task else "rows of one dataset, which have no task's name"

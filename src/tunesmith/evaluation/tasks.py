@@ -7,9 +7,10 @@
     evaluation["macro"]["models"]["sms"]["rouge_l"]                                          # mean over tasks, each counted once
     evaluation["differences"]["sms"]["base"]["macro"]["rouge_l"]                             # {"value", "low", "high"}
 
-Rows that come from one dataset are one task without a name, and the evaluation then has no "tasks" and no "macro".
+Rows that come from one dataset are one task without a name, and the evaluation then has no "tasks" and no "macro". One task that has
+a name (the only one that was held out of several) is measured as it would be among others; only "macro" is missing.
 
-Among several tasks each also gets exact_match, token_f1 and rouge_l, whatever its kind, so that there is something to take the
+A task with a name also gets exact_match, token_f1 and rouge_l, whatever its kind, so that there is something to take the
 mean of. An answer may be as long as its own task's longest reference: one task that asks for essays does not make a model ramble
 in all others.
 """
@@ -71,7 +72,7 @@ def task_rows(
         rows = score.test_rows(members, renderer, context)
         kind = (task_of(rows.references) if config.task == "auto" else config.task) if rows.prompts else "text"
         known = answers.get(name, [])
-        choices = _choices(rows, kind, known, config.choices, several=len(groups) > 1)
+        choices = _choices(rows, kind, known, config.choices, named=any(groups))
         found.append(TaskRows(name, rows, kind, choices, commonest(known, rows.references) if rows.prompts else ""))
     with_prompts = [task for task in found if task.rows.prompts]
     if with_prompts and len(with_prompts) < len(found):
@@ -80,8 +81,8 @@ def task_rows(
     return found
 
 
-def _choices(rows: TestRows, kind: Task, known: Sequence[str], asked: str, several: bool) -> list[list[str]] | None:
-    if not rows.prompts or asked == "none" or (asked in ("auto", "labels") and kind != "label") or (asked == "auto" and not several):
+def _choices(rows: TestRows, kind: Task, known: Sequence[str], asked: str, named: bool) -> list[list[str]] | None:
+    if not rows.prompts or asked == "none" or (asked in ("auto", "labels") and kind != "label") or (asked == "auto" and not named):
         return None
     if asked not in ("auto", "labels"):
         return column_choices(rows.conversations, asked)
@@ -105,8 +106,13 @@ def measure_tasks(
             model, task.rows, renderer, adapter=adapter, title=" ".join(filter(None, [title, task.name])), task=task.kind,
             max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, choices=task.choices, context=context,
         )  # fmt: skip
-        found[task.name] = _with_text_metrics(measured, task) if len(tasks) > 1 else measured
+        found[task.name] = _with_text_metrics(measured, task) if have_names(tasks) else measured
     return found
+
+
+def have_names(tasks: Sequence[TaskRows]) -> bool:
+    """Whether the rows say which task they are of; the rows of one dataset do not."""
+    return any(task.name for task in tasks)
 
 
 def majority(tasks: Sequence[TaskRows]) -> dict[str, Measured]:
@@ -121,7 +127,7 @@ def majority(tasks: Sequence[TaskRows]) -> dict[str, Measured]:
             values["choice"] = row_metrics("label", answers, task.rows.accepted)["accuracy"]
             metrics["choice"] = _mean(values["choice"])
         measured = Measured(metrics, answers, [], values, {})
-        found[task.name] = _with_text_metrics(measured, task) if len(tasks) > 1 else measured
+        found[task.name] = _with_text_metrics(measured, task) if have_names(tasks) else measured
     return found
 
 
@@ -146,7 +152,7 @@ def summary(tasks: Sequence[TaskRows], measured: Mapping[str, Mapping[str, Measu
 
     rows, task, models     all rows together: the metrics that every task has
     tasks                  of each task rows, kind, majority_share and models
-    macro                  means over tasks of the metrics that every task has; choice over those tasks that have it (n_tasks)
+    macro                  means over several tasks of the metrics that every task has; choice over those tasks that have it (n_tasks)
     differences            [tuned model][base or majority]: overall, macro and tasks, each metric with its 95 % interval
     """
     several = len(tasks) > 1

@@ -19,9 +19,9 @@ from torch import Tensor
 from tunesmith import __version__
 from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.files import must_be_new, new_folder, read_json, write_json, write_text
-from tunesmith.model.adapters import codes_fingerprint, fingerprint
+from tunesmith.model.adapters import fingerprint
 from tunesmith.model.frozen import QuantizedLinear
-from tunesmith.model.load import Loaded, is_quantised, load_model
+from tunesmith.model.load import Loaded, find_model, is_quantised, load_model, weights_sha256
 from tunesmith.model.quant_files import method_of, save_quantized
 from tunesmith.progress import say
 from tunesmith.quant.scheme import Scheme
@@ -40,9 +40,11 @@ def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloa
     written_dtype(dtype)
     if is_quantised(name):
         raise BadInput("this model is quantised already", where=name, fix="give the model that it was made from")
+    if find_model(name).resolve() in output.absolute().resolve().parents:
+        raise BadInput("the output lies inside the model's own folder", where=str(output), fix="--output beside it, or elsewhere")
     loaded = load_model(name, dtype, scheme=scheme, layout="flat" if scheme.is_codebook and scheme.in_bitsandbytes else "rows")
     compute: torch.dtype = loaded.model.dtype
-    ragged = _ragged(loaded.model, scheme)
+    ragged = _their_limits(loaded.model, scheme)
     lacking = "embeddings in few bits" if scheme.embeddings else "experts in few bits" if scheme.in_bitsandbytes else "such scheme"
     said = [line.removeprefix("base in ") for line in quantised_words(loaded.model)]
     logits, bytes_before = probe_logits(loaded), weights_bytes(loaded.path)
@@ -81,23 +83,29 @@ def written_dtype(name: str) -> torch.dtype:
     return known[name]
 
 
-def _ragged(model: Any, scheme: Scheme) -> str:
-    """A warning about rows that bitsandbytes' AVX-512 code reads wrongly: of a multiple of 16 weights, and not of the block (docs/quantization.md)."""
-    lengths = {m.n_inputs for m in model.modules() if isinstance(m, QuantizedLinear)} if scheme.is_codebook else set()
-    odd = sorted(k for k in lengths if scheme.block_size is not None and k % scheme.block_size and k % 16 == 0)
-    return (
-        f", whose AVX-512 code reads rows of {odd[0]} in blocks of {scheme.block_size} wrongly: take blocks that divide the rows"
-        if odd
-        else ""
-    )
+def _their_limits(model: Any, scheme: Scheme) -> str:
+    """Warnings about layers that bitsandbytes' AVX-512 code reads wrongly or not at all (docs/quantization.md).
+
+    Wrongly: rows of a multiple of 16 weights, and not of the block. Not at all, in evaluation on CPUs with bfloat16 instructions: layers whose
+    outputs are no multiple of 32.
+    """
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLinear)] if scheme.is_codebook else []
+    block = scheme.block_size or 1
+    odd = sorted({m.n_inputs for m in layers if m.n_inputs % block and m.n_inputs % 16 == 0})
+    uneven = sorted({m.n_outputs for m in layers if m.n_outputs % 32})
+    words = f", whose AVX-512 code reads rows of {odd[0]} in blocks of {block} wrongly: take blocks that divide the rows" if odd else ""
+    if uneven:
+        words += f"; its AVX-512 bfloat16 code stops at layers of {uneven[0]} outputs, no multiple of 32 (its GPU code does not)"
+    return words
 
 
 def keep_facts(loaded: Loaded, folder: Path) -> None:
-    """tunesmith.json of the model before (how prompts are rendered), and its fingerprint: adapters of the dense base fit its codes too."""
+    """tunesmith.json of the model before (how prompts are rendered), its fingerprint, as adapters of the dense base fit its codes too, and
+    what the written files hold, as any code is a possible one: nothing else would tell a damaged one."""
     place = loaded.path / "tunesmith.json"
     facts = read_json(place) if place.is_file() else {}
-    prints = {"dense_fingerprint": fingerprint(loaded.model), "codes_fingerprint": codes_fingerprint(loaded.model)}
-    write_json(folder / "tunesmith.json", {"version": __version__, **facts, **prints})
+    own = {"version": __version__, "dense_fingerprint": fingerprint(loaded.model), "weights_sha256": weights_sha256(folder)}
+    write_json(folder / "tunesmith.json", {**facts, **own})
 
 
 def weights_bytes(folder: Path) -> int:

@@ -274,16 +274,6 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def codes_fingerprint(model: nn.Module) -> str:
-    """Of what is stored of quantised weights: whether a folder's codes are those that its facts were written for."""
-    digest = blake2b(digest_size=16)
-    for name, parameter in model.named_parameters():
-        if ".stored_" in name and parameter.numel():
-            digest.update(f"{name}{parameter.numel()}".encode())
-            digest.update(parameter.detach().flatten()[:: max(1, parameter.numel() // 64)][:64].cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def sample_of(weight: Tensor) -> Tensor:
     """Up to 64 values of a weight as it lies in its file, bfloat16 on the CPU."""
     return weight.detach().flatten()[:: max(1, weight.numel() // 64)][:64].to("cpu", torch.bfloat16)

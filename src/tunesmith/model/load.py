@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from tunesmith.errors import BadInput, MachineFailed, nearest
-from tunesmith.files import read_json
+from tunesmith.files import read_json, sha256_of
 from tunesmith.hardware import pick_device, pick_dtype
-from tunesmith.model.adapters import codes_fingerprint
 from tunesmith.model.frozen import QuantizedWeight
 from tunesmith.model.quant_files import StoredLayer, fill, method_of, stored_layers
 from tunesmith.quant.scheme import Scheme
@@ -147,6 +146,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Sch
     path = find_model(name)
     place = pick_device(device)
     config, stored = _read_config(path)
+    if stored:
+        _same_weights(path)
     if stored and scheme is not None:
         raise BadInput("the base is quantised already", where=str(path), fix="leave the section quantization out: its own codes are used")
     model = _read_weights(path, config, pick_dtype(dtype, place), scheme, layout, stored)
@@ -163,9 +164,29 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Sch
     _look_at_answers(model, path)
     if stored and (path / "tunesmith.json").is_file():
         facts = read_json(path / "tunesmith.json")
-        if facts.get("codes_fingerprint") in (None, codes_fingerprint(model)):  # other weights were put beside them otherwise
-            model._tunesmith_fingerprint = facts.get("dense_fingerprint")  # the codes no longer tell
+        model._tunesmith_fingerprint = facts.get("dense_fingerprint")  # the codes no longer tell
     return Loaded(model, load_tokenizer(path), name, path, scheme_of(model))
+
+
+def weights_sha256(path: Path) -> dict[str, str]:
+    """Of every file of weights in a folder."""
+    return {file.name: sha256_of(file) for file in sorted(path.glob("*.safetensors"))}
+
+
+def _same_weights(path: Path) -> None:
+    """Refuse files of codes that are not those which tunesmith.json beside them tells of; folders of other makers say nothing."""
+    place = path / "tunesmith.json"
+    told = read_json(place).get("weights_sha256") if place.is_file() else None
+    if not isinstance(told, dict):
+        return
+    found = weights_sha256(path)
+    for name in sorted(told.keys() | found.keys()):
+        if told.get(name) != found.get(name):
+            what = "is missing" if name not in found else "is no part of this model" if name not in told else "was changed since it was written"
+            raise BadInput(
+                f"a file of the quantised weights {what}", where=str(path / name),
+                fix="copy, download or quantise the model again (if the weights are meant to be others, remove tunesmith.json)",
+            )  # fmt: skip
 
 
 def _read_config(path: Path) -> tuple[Any, dict[str, StoredLayer]]:

@@ -22,6 +22,7 @@ from tunesmith.files import new_folder, write_json
 from tunesmith.hardware import pick_device, pick_dtype
 from tunesmith.model.adapters import adapter_parameters, arithmetic, attach, fingerprint, load_adapter, save_adapter, switch_of
 from tunesmith.model.blocks import fuse
+from tunesmith.model.experts import ExpertStack, expert_parameters
 from tunesmith.model.frozen import QuantizedWeight
 from tunesmith.model.load import Loaded, is_quantised, load_model
 from tunesmith.quant.scheme import find_scheme
@@ -107,6 +108,7 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
         said = [f"continuing from the adapter {config.continue_from}"]
     else:
         said = arithmetic(attach(model, name, config, run.training.seed), config.rank)
+    said += experts_left_out(model, name)
     said += quantised_words(model)
     switch_of(model).active = name
     fuse(model)
@@ -118,6 +120,19 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
         save_adapter(model, name, folder, facts, base, config)
 
     return Tuned(loaded, parameters, name, "adapter_model", compute, said, write)
+
+
+def experts_left_out(model: nn.Module, name: str) -> list[str]:
+    """That a mixture's experts, most of its weights, have no adapter, and what would give them one."""
+    stacks = {path: module._modules.get(inner) for path, (module, inner, _) in expert_parameters(model).items()}
+    ends = sorted(
+        {
+            ".".join(path.split(".")[-2:])
+            for path, stack in stacks.items()
+            if not isinstance(stack, ExpertStack) or name not in stack.adapters
+        }
+    )
+    return [f"experts are not adapted; lora.targets: [{', '.join(ends)}, …] would adapt them too"] if ends else []
 
 
 def quantised_words(model: nn.Module) -> list[str]:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 
 from tunesmith.data.checks.finding import Finding, TextCheck, around, found, share
+from tunesmith.data.checks.labels import labels_of
 from tunesmith.data.checks.table import Table, folded
 from tunesmith.data.readers import clip
 
@@ -31,6 +32,10 @@ _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 _ENDINGS = frozenset(".!?…。！？।:;)]}\"'”’`»」』*>~|")
 _CLOSED_SHARE, _LEAST_LONG = 0.9, 20  # of long answers must end as sentences do before one that does not is a complaint
 _LONG, _RARE = 60, 0.05
+_SENTENCE_WORDS, _CLOSED_SENTENCES = 3, 0.95  # of answers of so many words, long or short
+_NEVER_LAST = frozenset("a an and because its my of or our than the their which your".split())  # English sentences do not end so
+_NEVER_LAST_WORDS = 5
+_REPEATED_WORDS, _LONGEST_UNIT = 20, 8  # words of a repetition, and of what is repeated
 SHORT_ECHO = 8  # characters; "No." may be the translation of "No."
 
 
@@ -46,7 +51,32 @@ def open_fence(text: str) -> str:
     return f"{n} × ``` and none that closes the last" if n % 2 else ""
 
 
+def repetition(text: str) -> str:
+    """A few words that are said again and again through half of the text or more."""
+    words = text.split()
+    if len(words) < _REPEATED_WORDS or 2 * len(set(words)) > len(words) + 2 * _LONGEST_UNIT:
+        return ""
+    for unit in range(1, _LONGEST_UNIT + 1):
+        run = 0
+        for place in range(unit, len(words)):
+            run = run + 1 if words[place] == words[place - unit] else 0
+            if run + unit >= max(_REPEATED_WORDS, len(words) // 2, 5 * unit):
+                said = " ".join(words[place - unit + 1 : place + 1])
+                if any(map(str.isalpha, said)):
+                    return f"{clip(said, 40)!r}, again and again in {len(words):,} words"
+    return ""
+
+
 CHECKS = (
+    TextCheck(
+        "repetition",
+        "warning",
+        repetition,
+        "the answer says the same few words over and over: a model got into a loop, and this one learns to",
+        "shorten or remove the rows, unless repeating is the task",
+        "answer",
+        habit=True,
+    ),
     TextCheck(
         "refusal",
         "warning",
@@ -126,21 +156,31 @@ def same_for_all(table: Table) -> list[Finding]:
 
 
 def cut_short(table: Table) -> list[Finding]:
-    """Long answers that break off, where nine in ten end as a sentence, a list or a block of code does."""
-    long = [n for n, answer in enumerate(table.answers) if len(answer.rstrip()) >= _LONG]
-    if len(long) < _LEAST_LONG:
+    """Answers that break off: long ones, where nine in ten of them end as a sentence, a list or a block of code does; any of a few
+    words, where nearly all of those do; and those whose last word ends no sentence.
+    """
+    if labels_of(table.answers) is not None:
         return []
-    open_ended = [n for n in long if not _ends(table.answers[n].rstrip())]
-    if not open_ended or len(open_ended) > (1 - _CLOSED_SHARE) * len(long):
-        return []
-    hits = [(table.sources[n], f"…{table.answers[n].rstrip()[-50:]}") for n in open_ended]
-    return found(
-        "cut-short",
-        "warning",
-        hits,
-        f"the answer breaks off, where {share(len(long) - len(open_ended), len(long))} of the long ones end with a full stop or the like",
-        "complete them, or remove the rows: the model learns to stop in mid-sentence",
-    )
+    answers = [answer.rstrip() for answer in table.answers]
+    n_words = [len(answer.split()) for answer in answers]
+    ends = [not answer or _ends(answer) for answer in answers]
+    long = [n for n, answer in enumerate(answers) if len(answer) >= _LONG]
+    worded = [n for n, words in enumerate(n_words) if words >= _SENTENCE_WORDS]
+    cut = {n for n in worded if n_words[n] >= _NEVER_LAST_WORDS and not ends[n] and _breaks_off(answers[n])}
+    told = ["stops where no sentence does"] if cut else []
+    for pool, least, words in ((long, _CLOSED_SHARE, "of the long ones"), (worded, _CLOSED_SENTENCES, "of the others")):
+        open_ended = [n for n in pool if not ends[n]]
+        if len(pool) >= _LEAST_LONG and 0 < len(open_ended) <= (1 - least) * len(pool):
+            told = [f"breaks off, where {share(len(pool) - len(open_ended), len(pool))} {words} end with a full stop or the like"]
+            cut.update(open_ended)
+            break
+    hits = [(table.sources[n], f"…{answers[n][-50:]}") for n in sorted(cut)]
+    fix = "complete them, or remove the rows: the model learns to stop in mid-sentence"
+    return found("cut-short", "warning", hits, f"the answer {told[0]}" if told else "", fix)
+
+
+def _breaks_off(answer: str) -> bool:
+    return answer[-1] == "," or answer[answer.rfind(" ") + 1 :] in _NEVER_LAST
 
 
 def _ends(answer: str) -> bool:

@@ -9,10 +9,12 @@ compares files comes last. A check is one function in the file of its idea, and 
 """
 
 import json
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +35,34 @@ from tunesmith.data.checks import (
     secrets,
     size,
     system,
+    undecodable,
 )  # fmt: skip
 from tunesmith.data.checks.beside import beside
-from tunesmith.data.checks.finding import SEVERITIES, Finding, Hit, Severity, found
+from tunesmith.data.checks.finding import MOST_SEEN, SEVERITIES, Finding, Hit, Severity, found
 from tunesmith.data.checks.json_answers import Schema
 from tunesmith.data.checks.table import PartName, Table
-from tunesmith.data.conversation import Message
+from tunesmith.data.conversation import Message, has_thinking
 from tunesmith.data.formats import Read, read_conversations
+from tunesmith.data.rows import THINKING
 from tunesmith.data.sources import sources_of
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
-from tunesmith.progress import progress, upto
+from tunesmith.progress import counted, progress, upto
 
 TEXT_CHECKS = (*encoding.CHECKS, *secrets.CHECKS, *markers.CHECKS, *answers.CHECKS)
 HABIT_SHARE = 0.5  # of the rows
 NEAR = 0.8  # where splits do not look for near copies, the check still does
+ALIKE = 3  # lines, or findings of one kind, that are told one by one
 ROWS_FOR_TWO = 5_000  # from here on a second process is worth its start
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A file of one part: what was read, or why nothing could be. config: how it was read; task: its dataset, of several."""
+    """A file of one part: what was read, or why it could not be; both where only some of its bytes are damaged.
+
+    config   how it was read
+    task     its dataset, of several
+    """
 
     part: PartName
     path: Path
@@ -123,7 +132,8 @@ def open_files(config: DataConfig) -> list[Opened]:
                     read = read_conversations(reading, path, name, source.task)
                     opened.append(Opened(own, path, reading, read, None, source.task))
                 except BadInput as error:
-                    opened.append(Opened(own, path, reading, None, error, source.task))
+                    around = undecodable.read_around(reading, path, name, source.task) if undecodable.is_it(error) else None
+                    opened.append(Opened(own, path, reading, around, error, source.task))
     return opened
 
 
@@ -154,12 +164,13 @@ def check(
     """
     begun = time.monotonic()
     read = [line for file in files if file.read is not None for line in file.read.said]
-    said = [line for line in read if config.on_bad_row == "skip" or " skipped, the first at " not in line]
+    said = alike([line for line in read if config.on_bad_row == "skip" or " skipped, the first at " not in line])
     tables = tables_of(files)
     findings = _of_reading(files, config)
     if schema is not None:
         for table in tables:
             findings += json_answers.breaks_schema(table, schema)
+        findings += json_answers.asks_nothing(schema)
     rows: dict[str, int] = {file.part: 0 for file in files}
     for file in files:
         rows[file.part] += file.read.n_rows if file.read is not None else 0
@@ -168,14 +179,17 @@ def check(
     everything = [c for table in tables for c in table.conversations]
     sources = [c.source for c in everything]
     of_part = [table.part for table in tables for _ in table.conversations]
+    if n_thinking := sum(has_thinking(c) for c, part in zip(everything, of_part) if part == "train"):
+        said.append(f"{counted(n_thinking, 'training row')} with thinking: {THINKING[config.thinking]} (data.thinking: {config.thinking})")
     rendered = rendering.Rendered()
+    of_tables: list[Finding] = []
     work = beside(lambda: rendering.render_all(everything, renderer, max_length) if renderer else rendered, len(everything) >= ROWS_FOR_TWO)
     try:
         for table in tables:
-            findings += _of_texts(table)
-            findings += _of_table(table)
+            of_tables += [*_of_texts(table), *_of_table(table)]
+        findings += together(of_tables)
         for file in files:
-            if file.read is not None:
+            if file.error is None:
                 findings += quoting.trap(file.path, file.config)
         parts = _parts(tables)
         findings += _between(parts, config)
@@ -207,8 +221,9 @@ def _of_reading(files: Sequence[Opened], config: DataConfig) -> list[Finding]:
     findings: list[Finding] = []
     for file in files:
         if file.error is not None:
-            findings.append(quoting.unreadable(str(file.path), file.error))
-        elif file.read is not None:
+            bytes_ = undecodable.finding(file.path, file.path.name, file.error) if undecodable.is_it(file.error) else []
+            findings += bytes_ or [quoting.unreadable(str(file.path), file.error)]
+        if file.read is not None:
             findings += bad_rows.refused(file.read.skipped, "error" if config.on_bad_row == "error" else "warning")
     return findings
 
@@ -305,6 +320,42 @@ def _between(parts: Mapping[str, Table], config: DataConfig) -> list[Finding]:
             if train is not None:
                 findings += labels.unseen(train, parts[name])
     return findings
+
+
+def alike(lines: Sequence[str]) -> list[str]:
+    """Lines as they are; of many that differ only in their file and their numbers the first, and how many are like it."""
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        _, _, rest = line.partition(": ")
+        groups.setdefault(re.sub(r"\d[\d,.]*|\brows?\b|\bmessages?\b", "#", rest or line), []).append(line)
+    said: list[str] = []
+    for group in groups.values():
+        said += group if len(group) <= ALIKE else [f"{group[0]} ({len(group) - 1:,} files like it)"]
+    return said
+
+
+def together(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings as they are; those of one kind in many tasks as one, with the reason of the first and the rows of all."""
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.check, finding.severity), []).append(finding)
+    merged: list[Finding] = []
+    for same in kinds.values():
+        if len(same) <= ALIKE:
+            merged += same
+            continue
+        first = same[0]
+        rows = [(source, what) for one in same for source, what in zip_longest(one.sources, one.seen[: len(one.sources)], fillvalue="")]
+        equal = all(one.reason == first.reason for one in same)
+        reason = (
+            f"{first.reason} (in {len(same):,} tasks)"
+            if equal
+            else f"{first.reason} (so in one task, and likewise in {len(same) - 1:,} more)"
+        )
+        seen = tuple(what for _, what in rows[:MOST_SEEN])
+        count, sources = sum(one.count for one in same), tuple(source for source, _ in rows)
+        merged.append(Finding(first.check, first.severity, count, sources, reason, first.fix, seen if any(seen) else ()))
+    return merged
 
 
 def _worst_first(findings: Sequence[Finding]) -> list[Finding]:

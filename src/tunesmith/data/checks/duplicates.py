@@ -62,11 +62,20 @@ def contradictory(table: Table) -> list[Finding]:
         answers = [same(table.answers[n]) for n in group]
         if len(set(answers)) > 1:
             rows += [(n, next(m for m, given in zip(group, answers) if given != own)) for n, own in zip(group, answers)]
-    hits = [
-        (table.sources[n], f"{clip(table.answers[n], 30)!r}; {table.sources[m]}: {clip(table.answers[m], 30)!r}") for n, m in sorted(rows)
-    ]
+    hits: list[Hit] = []
+    for n, m in sorted(rows):
+        own, other = where_they_differ(table.answers[n], table.answers[m])
+        hits.append((table.sources[n], f"{own!r}; {table.sources[m]}: {other!r}"))
     if are_labels or are_json(table):
         return found("contradiction", "warning", hits, "one prompt has different answers: whichever the model learns, some of these rows say it is wrong",
                      "decide on one answer, or put what tells these rows apart into the prompt")  # fmt: skip
     return found("several-answers", "note", hits, "one prompt has several answers: fine where all are right, but exact match counts only one",
                  "keep them if all are right")  # fmt: skip
+
+
+def where_they_differ(one: str, other: str, length: int = 30) -> tuple[str, str]:
+    """Two texts in `length` characters each: from their beginning, or, where that is the same in both, from a little before they part."""
+    parts = next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+    start = 0 if parts < length - 5 else parts - 8
+    mark = "…" if start else ""
+    return clip(mark + one[start:], length), clip(mark + other[start:], length)

@@ -12,13 +12,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.checks.finding import Finding, Hit, found, share
 from tunesmith.data.checks.table import Table
-from tunesmith.data.readers import clip
+from tunesmith.data.readers import clip, type_name
 from tunesmith.errors import BadInput
 
 MOST_ARE_JSON, LEAST_ROWS = 0.8, 5
@@ -26,10 +27,11 @@ MOST_ARE_JSON, LEAST_ROWS = 0.8, 5
 
 @dataclass(frozen=True)
 class Schema:
-    """A JSON Schema that is one, and the validator that its "$schema" names (2020-12 without it)."""
+    """A JSON Schema that is one, and the validator that its "$schema" names (2020-12 without it). unknown: its words that ask nothing."""
 
     path: Path
     validator: Any
+    unknown: tuple[str, ...] = ()
 
 
 def load_schema(path: Path) -> Schema:
@@ -40,9 +42,12 @@ def load_schema(path: Path) -> Schema:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadInput(
-            f"the JSON Schema cannot be read: {error}", where=str(path), fix="data.schema: a file that holds a JSON Schema"
+            f"the JSON Schema cannot be read: {why}", where=str(path), fix="data.answer_schema: a file that holds a JSON Schema"
         ) from None
+    if not isinstance(document, dict | bool):
+        raise BadInput(f"a JSON Schema is an object, this is {type_name(document)}", where=str(path), fix="see json-schema.org")
     kind = jsonschema.validators.validator_for(document, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(document)
@@ -51,7 +56,51 @@ def load_schema(path: Path) -> Schema:
         raise BadInput(
             f"this is not a JSON Schema: {clip(error.message, 160)}", where=f"{path}: {where}", fix="see json-schema.org"
         ) from None
-    return Schema(path, kind(document, registry=REGISTRY))
+    known = _OTHER_KEYWORDS | set(kind.VALIDATORS)
+    unknown = _unknown_keywords(document, known)
+    if isinstance(document, dict) and not set(document) & (known - _SAY_NOTHING):
+        what = (
+            f'no word of JSON Schema is in it: "{clip(next(iter(document)))}" is none'
+            if document
+            else "it is empty, so that any answer passes"
+        )
+        raise BadInput(f"this is not a JSON Schema: {what}", where=str(path), fix='{"type": "object", "properties": {…}, "required": […]}')
+    for word in unknown:
+        if close := get_close_matches(word, known, n=1, cutoff=0.8):
+            raise BadInput(
+                f'the JSON Schema has "{clip(word)}", which is no word of it', where=str(path), fix=f'did you mean "{close[0]}"?'
+            )
+    return Schema(path, kind(document, registry=REGISTRY), unknown)
+
+
+# Beside what a validator looks at: what belongs to another word or tells something to the reader, in any draft.
+_SAY_NOTHING = frozenset(
+    "$schema $id id $comment $anchor $dynamicAnchor $recursiveAnchor $vocabulary title description default examples".split()
+)
+_OTHER_KEYWORDS = _SAY_NOTHING | frozenset(
+    "$defs definitions if then else minContains maxContains format contentMediaType contentEncoding contentSchema deprecated readOnly "
+    "writeOnly additionalItems dependencies unevaluatedItems unevaluatedProperties items nullable discriminator example".split()
+)
+_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_SCHEMAS = (
+    "allOf anyOf oneOf prefixItems items additionalProperties additionalItems not if then else contains propertyNames "
+    "unevaluatedItems unevaluatedProperties contentSchema"
+).split()
+
+
+def _unknown_keywords(schema: Any, known: set[str]) -> tuple[str, ...]:
+    """Words of a schema and of those within it that are no keywords, each once; "x-…" is anyone's own."""
+    found: dict[str, None] = {}
+    stack = [schema]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, list):
+            stack += one
+        elif isinstance(one, dict):
+            found |= dict.fromkeys(word for word in one if word not in known and not word.startswith("x-"))
+            stack += [inner for key in _SCHEMAS_BY_NAME if isinstance(one.get(key), dict) for inner in one[key].values()]
+            stack += [one[key] for key in _SCHEMAS if key in one]
+    return tuple(found)
 
 
 class _NotJson(Exception):
@@ -166,6 +215,13 @@ def breaks_schema(table: Table, schema: Schema) -> list[Finding]:
     return found(
         "breaks-schema", "error", hits, f"the answer is not what {schema.path.name} asks for", "repair these answers, or the schema"
     )
+
+
+def asks_nothing(schema: Schema) -> list[Finding]:
+    """Words of the schema that no answer is held against."""
+    hits = [(str(schema.path), f'"{word}"') for word in schema.unknown]
+    reason = "words of the schema that JSON Schema does not have: nothing is checked by them"
+    return found("unknown-schema-word", "warning", hits, reason, "see json-schema.org for the word that was meant")
 
 
 def _told(problems: Iterable[Any]) -> Any:

@@ -9,10 +9,11 @@ A share of right answers says little when one label is frequent: whoever says "h
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from tunesmith.data.checks.finding import Finding, found, share
+from tunesmith.data.checks.finding import Finding, Hit, found, share
 from tunesmith.data.checks.table import Table, folded
+from tunesmith.data.readers import clip
 
 MOST_LABELS, LONGEST_LABEL = 50, 40
 SHORT_SHARE, COVERED_SHARE = 0.97, 0.9  # of the answers are short; and belong to a label of at least three rows
@@ -130,7 +131,7 @@ def imbalance(table: Table, counts: Counter[str]) -> list[Finding]:
         f"{most!r} is the label of {share(n_most, len(table))} of the rows and {least!r} of {share(n_least, len(table))}: "
         f"a model that always says {most!r} is right in {share(n_most, len(table))}"
     )
-    rare = [(s, "") for s, a in zip(table.sources, table.answers) if canonical(a) == least]
+    rare = _rows_of(table, {least})
     return found(
         "label-imbalance",
         "warning",
@@ -140,11 +141,17 @@ def imbalance(table: Table, counts: Counter[str]) -> list[Finding]:
     )
 
 
+def _rows_of(table: Table, labels: Collection[str]) -> list[Hit]:
+    """The rows that have one of these labels, each with what it asks."""
+    rows = zip(table.sources, table.answers, table.own)
+    return [(source, f"{answer!r} to: {clip(own.strip(), 60)}") for source, answer, own in rows if canonical(answer) in labels]
+
+
 def few_rows(table: Table, counts: Counter[str]) -> list[Finding]:
     rare = {label for label, n in counts.items() if n < FEW_ROWS}
     if not rare or len(table) < 2 * FEW_ROWS:
         return []
-    hits = [(source, answer) for source, answer in zip(table.sources, table.answers) if canonical(answer) in rare]
+    hits = _rows_of(table, rare)
     names = ", ".join(f"{label!r} {counts[label]}" for label in sorted(rare)[:5])
     return found("few-rows-per-label", "warning", hits, f"labels with fewer than {FEW_ROWS} rows ({names}): hardly learned, and not measured at all",
                  f"add rows until each label has {FEW_ROWS} or more, or merge labels")  # fmt: skip

@@ -15,6 +15,7 @@ from tunesmith.config import DataConfig
 from tunesmith.data.checks.finding import Finding, Hit, found
 from tunesmith.data.readers import plain_records, recognise
 from tunesmith.errors import BadInput
+from tunesmith.progress import counted
 
 
 def trap(path: Path, config: DataConfig) -> list[Finding]:
@@ -32,7 +33,7 @@ def trap(path: Path, config: DataConfig) -> list[Finding]:
         return []
     n_rows = len(lines) - config.header
     hits: list[Hit] = [(f"{path.name}:{line}", f"takes {n - 1:,} more {'line' if n == 2 else 'lines'} in") for line, n in joined]
-    reason = f"a quote opens here and swallows lines: read with quotes as quotation, the file gives {n_rows - n_lost:,} rows instead of {n_rows:,}"
+    reason = f"a quote opens here and swallows lines: read with quotes as quotation, the file gives {counted(n_rows - n_lost, 'row')} instead of {n_rows:,}"
     if config.quoting:
         return found("quoting-trap", "warning", hits, reason, "data.quoting: false, if quotes are mere characters in this file")
     return found(

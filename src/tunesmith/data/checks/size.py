@@ -12,6 +12,7 @@ from math import sqrt
 
 from tunesmith.data.checks.finding import Finding
 from tunesmith.data.checks.table import Table
+from tunesmith.progress import counted
 
 A_FEW, A_START, PLENTY = 50, 200, 1000
 LEAST_TO_MEASURE, ENOUGH_TO_MEASURE = 100, 400
@@ -32,7 +33,7 @@ def too_few(table: Table, n_different: int) -> list[Finding]:
     """By different prompts: copies teach nothing new."""
     if table.is_text or n_different > A_START:
         return []
-    what = f"{n_different:,} different prompts" if n_different < len(table) else f"{n_different:,} rows"
+    what = counted(n_different, "different prompt" if n_different < len(table) else "row")
     if n_different < A_FEW:
         reason = f"{what} to learn from: enough to teach a form of answer, not a task; 100 to 200 good pairs are a start"
         return [
@@ -60,7 +61,7 @@ def too_few_to_measure(n: int, part: str) -> list[Finding]:
     if n == 0 or n > ENOUGH_TO_MEASURE:
         return []
     reason = (
-        f"{n:,} {part} rows: an accuracy of {USUAL_ACCURACY:.0%} is known to ± {interval_points(n):.0f} points, and two models must differ by "
+        f"{counted(n, f'{part} row')}: an accuracy of {USUAL_ACCURACY:.0%} is known to ± {interval_points(n):.0f} points, and two models must differ by "
         f"about {detectable_points(n):.0f} points to be told apart"
     ).replace("80%", "80 %")
     few = n < LEAST_TO_MEASURE

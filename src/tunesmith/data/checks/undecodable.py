@@ -1,0 +1,54 @@
+"""Bytes that are no UTF-8: every line that has some, and the other rows of the file all the same.
+
+    lines = lines_of(path)                             # {41: 0xe9}: line → its first bad byte
+    read = read_around(config, path, "sms.csv", "")    # the rows that do not begin in such a line
+
+Training stops at the first such byte, for whoever wrote one in another encoding wrote more of them. A check says how many there are.
+"""
+
+import gzip
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tunesmith.config import DataConfig
+from tunesmith.data.checks.finding import Finding, found
+from tunesmith.data.formats import Read, read_conversations
+from tunesmith.errors import BadInput
+
+
+def lines_of(path: Path) -> dict[int, int]:
+    """Line → its first byte that is out of place."""
+    bad: dict[int, int] = {}
+    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                bad[number] = raw[error.start]
+    return bad
+
+
+def read_around(config: DataConfig, path: Path, name: str, task: str) -> Read | None:
+    """What the file holds if each bad byte is taken for a character, less the rows that begin in a line with one; None if even so nothing."""
+    bad = lines_of(path)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name.removesuffix(".gz")
+        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream, copy.open("wb") as mended:
+            for raw in stream:
+                mended.write(raw.decode("utf-8", "replace").encode("utf-8"))
+        try:
+            read = read_conversations(config, copy, name, task)
+        except BadInput:
+            return None
+    return replace(read, conversations=[c for c in read.conversations if int(c.source.rpartition(":")[2]) not in bad])
+
+
+def finding(path: Path, name: str, error: BadInput) -> list[Finding]:
+    """Every line of a file that stops the reading for its bytes."""
+    hits = [(f"{name}:{line}", f"byte 0x{byte:02x}") for line, byte in lines_of(path).items()]
+    return found("not-utf-8", "error", hits, "the file is not UTF-8, and training stops at it, whatever data.on_bad_row says", error.fix)
+
+
+def is_it(error: BadInput) -> bool:
+    return error.what.startswith("the file is not UTF-8")
