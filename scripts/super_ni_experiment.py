@@ -252,6 +252,8 @@ def _yes(interval: Mapping[str, float]) -> str:
 
 
 def _words(interval: Mapping[str, float]) -> str:
+    if interval["low"] == interval["high"] == 0:
+        return "no row changed"
     return f"{interval['value']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
 
 

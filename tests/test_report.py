@@ -426,6 +426,14 @@ def test_the_chart_of_tasks_holds_both_scores_and_the_interval_of_the_change_and
     assert chart["layout"]["yaxis"]["ticktext"] == ["sst·2·, accuracy", "copy, rouge_l"]
 
 
+def test_rows_that_a_limit_left_out_are_told(tmp_path):
+    folder = whole_run(tmp_path)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps(evaluation | {"rows": 40, "rows_given": 1300}))
+    assert "on 40 of 1,300 test rows (evaluation.limit)" in Page(write_report(folder)).text
+    assert "On 40 of 1,300 test rows (evaluation.limit); bold" in write_model_card(folder).read_text()
+
+
 def test_phrasings_are_shown_with_their_spread(tmp_path):
     page = Page(write_report(run_folder(tmp_path, status=STATUS, metrics=METRICS, evaluation=SEVERAL)))
     assert "sms, rouge_l0.3500.3100.3300.3100.3500.028" in page.text

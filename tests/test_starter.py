@@ -75,6 +75,7 @@ def test_a_file_without_a_header_gets_names_from_what_its_columns_hold(start):
         ('spam,5" screen\nham,"hello\n' * 20, False, False),
         ("7,five\n8,six\n", False, True),
         ("label\nspam\nham\nspam\n", True, True),
+        ('"label","text"\n' + '"spam","one"\n"ham","two"\n' * 20 + '"ham","he said "no" to it"\n' + '"spam","two"\n' * 20, True, True),
     ],
 )
 def test_header_and_quoting_are_found_out_from_the_rows(tmp_path, content, header, quoting):
@@ -156,3 +157,20 @@ def test_a_folder_of_tasks_gets_a_config_that_reads_it_as_a_mixture(tmp_path):
     run, _ = load_run(tmp_path / "t.yaml")
     assert run.data.train == str(tmp_path / "tasks") and run.data.test == 0.2
     assert said[0] == "tasks: 2 datasets, each a task"
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"prompt": "why?", "chosen": "so", "rejected": "no"}, "preferences"),
+        ({"prompt": "why?", "completion": "so", "label": True}, "marks good and bad answers"),
+        (
+            {"title": "Tea", "paragraphs": [{"context": "Tea is a drink. " * 9, "qas": [{"question": "what?"}]}]},
+            "holds objects, and no column is a text",
+        ),
+    ],
+)
+def test_what_a_reader_refuses_for_its_meaning_is_not_guessed_around(start, row, what):
+    content = "".join(json.dumps({k: f"{v} {i}" if isinstance(v, str) else v for k, v in row.items()}) + "\n" for i in range(40))
+    with pytest.raises(BadInput, match=what):
+        start("rows.jsonl", content)

@@ -162,7 +162,8 @@ def evaluate(
                 ones of data.prompt, where that is a list
     output      a new folder for evaluation.json and evaluation-rows.jsonl
     Returns {"rows": n, "task": ..., "models": {"majority": {metric: value}, "base": {...}, NAME: {...}}, "differences": {...}}, and
-    with several tasks "tasks" and "macro" (evaluation/tasks.py), with phrasings "phrasings".
+    with tasks "tasks" and "macro" (evaluation/tasks.py), with phrasings "phrasings"; where evaluation.limit
+    took some of the rows, "rows_given" is how many there are.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
     run = folder.run()
@@ -170,11 +171,15 @@ def evaluate(
         must_be_new(Path(output))
     named = _with_own(folder, run, adapters)
     conversations, training = _rows_to_measure(folder, run, data, sets)
+    where = "phrasings"
     if isinstance(phrasings, str | Path):
-        phrasings = sensitivity.read_phrasings(Path(phrasings))
+        where, phrasings = str(phrasings), sensitivity.read_phrasings(Path(phrasings))
     if phrasings is None:
         phrasings = _phrasings_of(run)
-    conversations = evenly(conversations, run.evaluation.limit)
+    else:
+        sensitivity.must_name_tasks(phrasings, conversations, where)
+    n_given, conversations = len(conversations), evenly(conversations, run.evaluation.limit)
+    of_all = f" of {n_given:,}" if len(conversations) < n_given else ""
     variants = [conversations, *(sensitivity.rephrased(conversations, phrasings) if phrasings else [])]
     base = _open(run.model, run, run.training.dtype, run.data.template)
     for name, path in named.items():
@@ -183,7 +188,8 @@ def evaluate(
     measured: list[dict[str, dict[str, score.Measured]]] = [{"majority": found} if (found := tasks.majority(rows)) else {} for rows in rendered]
 
     def measure(opened: "Model", adapter: str | None, name: str) -> None:
-        say(f"measuring {name} on {len(conversations):,} rows" + (f", in {len(variants)} phrasings" if len(variants) > 1 else ""))
+        limited = f"{of_all} rows (evaluation.limit)" if of_all else " rows"
+        say(f"measuring {name} on {len(conversations):,}{limited}" + (f", in {len(variants)} phrasings" if len(variants) > 1 else ""))
         for rows, found in zip(rendered, measured, strict=True):
             found[name] = tasks.measure_tasks(
                 opened.loaded.model, rows, opened.renderer, run.evaluation, adapter=adapter, title=name, context=base.loaded.context
@@ -196,6 +202,8 @@ def evaluate(
         measure(base, name, name)
     as_given = rendered[0]
     evaluation = tasks.summary(as_given, measured[0])
+    if of_all:
+        evaluation["rows_given"] = n_given
     if phrasings:
         evaluation["phrasings"] = tasks.phrasing_summary(phrasings, measured)
     records = tasks.row_records(as_given, measured[0])
@@ -212,7 +220,7 @@ def evaluate(
 def _rows_to_measure(folder: RunFolder, run: Run, data: str | None, sets: Sequence[str]) -> tuple[list[Conversation], list[Conversation]]:
     """The rows of `data` or the run's test rows, and the training rows, whose commonest answer is a baseline (none of other data)."""
     if data is not None:
-        return read_part(_reading(run, data, sets), "test").conversations, []
+        return read_part(_reading(run, data, sets), "test", name_alone=True).conversations, []
     if sets:
         raise BadInput("--set says how to read --data", where=f"--set {sets[0]}", fix="give --data FILE too")
     if not run.data.has_test:
@@ -260,7 +268,7 @@ def _samples(rows: Sequence[tasks.TaskRows], records: Sequence[Mapping[str, Any]
         {
             "source": records[i]["source"], "prompt": "\n\n".join(m.content for m in conversations[i].prompt),
             "reference": records[i]["references"][0], "answers": records[i]["answers"],
-            **({"task": records[i]["task"], "references": records[i]["references"]} if len(rows) > 1 else {}),
+            **({"task": records[i]["task"], "references": records[i]["references"]} if tasks.have_names(rows) else {}),
         }
         for i in list(kept)[:SAMPLES_KEPT]
     ]  # fmt: skip

@@ -400,8 +400,11 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 110)
     changes = {name: against["base"] for name, against in evaluation.get("differences", {}).items() if "base" in against}
-    several = evaluation.get("tasks", {})
-    rows = f"{evaluation['rows']:,} test rows" + (", all tasks together" if several else "")
+    tasks = evaluation.get("tasks", {})
+    several = tasks if len(tasks) > 1 else {}
+    limited = f" of {evaluation['rows_given']:,}" if "rows_given" in evaluation else ""
+    rows = f"{evaluation['rows']:,}{limited} test rows" + (" (evaluation.limit)" if limited else "")
+    rows += ", all tasks together" if several else f" of the task {next(iter(tasks))}" if tasks else ""
     console.print(_scores_table(rows, evaluation["models"], {name: change["overall"] for name, change in changes.items()}))
     if several:
         console.print(_tasks_table(evaluation, changes))

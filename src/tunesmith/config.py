@@ -294,7 +294,7 @@ class EvaluationConfig(Section):
     choices: str = Field(
         "auto",
         description="answers that are also compared by likelihood: labels (where the references are labels), a column that lists each row's, or "
-        "none; auto: labels where rows come from several tasks",
+        "none; auto: labels where rows have the name of a task, as those of several have",
     )
 
 

@@ -134,7 +134,7 @@ def _packed(run: Run, renderer: Renderer, max_length: int, wanted: Wanted) -> tu
     words = f"{counted(n_examples, 'example')} in {counted(len(packed), 'row')} of at most {training.micro_batch_tokens:,} tokens"
     said = [*rows.said, f"step {wanted.step}: {words}"]
     if len(packed) > wanted.most:
-        said.append(f"the first {wanted.most:,} rows here")
+        said.append(f"the first {'row' if wanted.most == 1 else counted(wanted.most, 'row')} here")
     titles = (f"step {wanted.step}, row {number} of {len(packed)}" for number in range(1, len(packed) + 1))
     return [look_packed(row, renderer, title) for row, title in zip(packed[: wanted.most], titles, strict=False)], said
 

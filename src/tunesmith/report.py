@@ -202,8 +202,7 @@ def _verdict(files: Files) -> str:
         n_tasks = _count(len(_mapping(files.evaluation.get("tasks"))), "task")
         return f"rouge_l {of_base} → {mean:.2f} in the mean over {n_tasks}{f', change {change}' if change else ''}"
     if tuned and metric:
-        n_rows = _number(files.evaluation.get("rows"))
-        where = f" on {_count(int(n_rows), 'test row')}" if n_rows is not None else ""
+        where = f" on {n_rows}" if (n_rows := _rows_measured(files)) else ""
         before = _number(_mapping(models.get("base")).get(metric))
         after = _value(metric, models[tuned][metric], 2)
         return f"{metric} {after}{where}" if before is None else f"{metric} {_value(metric, before, 2)} → {after}{where}"
@@ -503,8 +502,7 @@ def _scores(files: Files) -> str:
             interval = _changed(files, str(tuned), "overall", metric)
             cells += _change(metric, _number(models["base"].get(metric)), _number(models[str(tuned)].get(metric)), interval)
         body.append(f'<tr><th scope="row">{escape(metric)}</th>{cells}</tr>')
-    n_rows = _number(files.evaluation.get("rows"))
-    notes = [f"{_count(int(n_rows), 'test row')}." if n_rows is not None else "", "Bold: the best of its row."]
+    notes = [f"{n_rows}." if (n_rows := _rows_measured(files)) else "", "Bold: the best of its row."]
     if "majority" in models:
         notes.append("majority: the commonest training answer, every time.")
     if compared and any(_changed(files, str(tuned), "overall", metric) for metric in _metric_order(models)):
@@ -517,6 +515,14 @@ def _scores(files: Files) -> str:
     rows = "\n".join(body)
     table = f'<div class="wide"><table class="scores">\n{header}\n<tbody>\n{rows}\n</tbody></table></div>'
     return f'{table}\n<p class="note">{escape(note)}</p>'
+
+
+def _rows_measured(files: Files) -> str:
+    """How many test rows the figures are of, and of how many, where evaluation.limit took some; "" if that is not known."""
+    n_rows, n_given = _number(files.evaluation.get("rows")), _number(files.evaluation.get("rows_given"))
+    if n_rows is None:
+        return ""
+    return _count(int(n_rows), "test row") if n_given is None else f"{n_rows:,.0f} of {n_given:,.0f} test rows (evaluation.limit)"
 
 
 def _best(metric: str, models: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -670,8 +676,8 @@ def _phrasings(files: Files) -> str:
     if not models:
         return ""
     tasks = _mapping(files.evaluation.get("tasks"))
-    metrics = OF_MEAN if tasks else ("accuracy", *OF_MEAN)
-    parts = [_spread_table(models, metrics, "mean over tasks" if tasks else "all rows")]
+    metrics = OF_MEAN if len(tasks) > 1 else ("accuracy", *OF_MEAN)
+    parts = [_spread_table(models, metrics, "mean over tasks" if len(tasks) > 1 else "all rows")]
     consistent = [
         f"{name} answers {value:.0%} of the rows alike under all phrasings"
         for name, given in _mapping(found.get("consistent")).items()
@@ -845,8 +851,7 @@ def _card_scores(files: Files) -> str:
         values = {name: _markdown(_value(metric, metrics.get(metric))) for name, metrics in models.items()}
         rows.append([_markdown(metric), *(f"**{value}**" if name in best else value for name, value in values.items())])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    n_rows = _number(files.evaluation.get("rows"))
-    return (f"On {_count(int(n_rows), 'test row')}; bold: the best of its row.\n\n" if n_rows is not None else "") + table
+    return (f"On {n_rows}; bold: the best of its row.\n\n" if (n_rows := _rows_measured(files)) else "") + table
 
 
 def _card_section(title: str, body: str, fallback: str) -> str:

@@ -27,6 +27,7 @@ from tunesmith.progress import counted
 
 GUESSED = ("the columns do not say", "a file without a header needs")  # refusals that rows can answer; every other one stands
 QUOTED_FOR_STRAY, QUOTED_SHARE = 4, 0.1  # cells in quotes for each line with a stray one, and of the lines: then quotes are quotation
+MANY_TIMES = 10  # as long as the prompt is no answer of objects, but the document itself
 ROWS_FOR_HEADER = 1000  # a label that is in the first line is in one of these too
 PROMPTS_FOR_SHARES = 30  # with fewer, shares for validation and test would be empty or say nothing
 
@@ -175,9 +176,10 @@ def _guess(data: str, settings: dict[str, Any], error: BadInput) -> tuple[dict[s
     is_text = {name: all(isinstance(row.get(name), str | None) for row in rows) for name in usable}  # slots in JSON are no question
     mean_length = {name: len("".join(texts[name])) / len(texts[name]) for name in usable}
     prompt = max((name for name in usable if name != answer), key=lambda name: (name == "text", is_text[name], mean_length[name]))
-    if prompt in nested:
+    whole = answer in nested and mean_length[answer] > MANY_TIMES * mean_length[prompt]  # a document with its title, and no question
+    if prompt in nested or whole:
         raise BadInput(
-            f'"{_short(prompt)}" holds objects within objects, and a prompt is a text', where=error.where,
+            f'"{_short(answer if whole else prompt)}" holds objects, and no column is a text that asks for it', where=error.where,
             fix="write one row for each question, its text and its answer in columns of their own, as JSONL",
         )  # fmt: skip
     answers = [name for name in usable if name == answer or (name != prompt and all(row.get(name) is not None for row in rows))]

@@ -182,6 +182,66 @@ def test_text_beside_other_columns_is_raw_text_only_on_request(read, refused):
     assert turns(read("train.jsonl", rows, format="text")) == [[("text", "win money", True)]]
 
 
+def labelled(*missing: int, n: int = 60) -> list[dict]:
+    return [{"text": f"text {i}", "label": None if i in missing else "spam"} for i in range(n)]
+
+
+def as_parquet(tmp_path: Path, rows: list[dict]) -> bytes:
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "made.parquet")
+    return (tmp_path / "made.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("missing", [0, 7, 59])
+def test_one_label_that_is_null_does_not_make_a_labelled_file_raw_text(refused, tmp_path, missing: int):
+    rows = labelled(missing)
+    for name, content in (("train.jsonl", lines(*rows)), ("train.parquet", as_parquet(tmp_path, rows))):
+        assert "the columns do not say which is the prompt" in refused(name, content)
+    without_key = [*rows[:missing], {"text": "no label here"}, *rows[missing + 1 :]]
+    assert "the columns do not say which is the prompt" in refused("train.jsonl", lines(*without_key))
+
+
+def test_a_column_that_is_null_in_every_row_looked_at_does_not_count_until_it_is_not(read, refused, tmp_path):
+    assert read("train.parquet", as_parquet(tmp_path, [{"text": "a", "meta": None}, {"text": "b", "meta": None}])).format == "text"
+    late = lines(*labelled(*range(150), n=160))
+    assert "mixed formats: this row has label beside its text, the file is text" in refused("train.jsonl", late)
+    assert len(read("train.jsonl", late, on_bad_row="skip").skipped) == 10
+
+
+def test_one_row_with_a_column_more_is_a_bad_row_of_a_file_of_text(refused):
+    error = refused("train.jsonl", lines({"text": "a"}, {"text": "b"}, {"text": "c", "name": "x"}))
+    assert "mixed formats: this row has name beside its text, the file is text" in error and "train.jsonl:3" in error
+
+
+def test_a_null_in_the_first_row_does_not_choose_other_columns_for_all(read):
+    first = {"instruction": None, "input": "1+1", "output": "2"}
+    whole = {"instruction": "Add.", "input": "1+1", "output": "2"}
+    found = read("train.jsonl", lines(first, whole, whole), on_bad_row="skip")
+    assert (found.format, len(found.conversations), [bad.source for bad in found.skipped]) == ("alpaca", 2, ["train.jsonl:1"])
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "prompt": None, "completion": None}
+    pair = {"messages": None, "prompt": "a", "completion": "b"}
+    assert read("train.jsonl", lines(pair, chat, chat), on_bad_row="skip").format == "messages"
+
+
+def test_columns_that_alpaca_does_not_use_are_said(read):
+    [said] = read("train.jsonl", lines({"instruction": "a", "output": "b", "chosen": "c", "rejected": "d"})).said
+    assert said.endswith("; not used: chosen, rejected")
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt": "{prompt}", "completion": "{completion}"}])
+def test_values_that_are_no_text_in_a_column_of_text_are_counted(read, options: dict):
+    prompts = ["a", 12, "b", ["c", "d"]]
+    found = read("train.jsonl", lines(*({"prompt": prompt, "completion": 7} for prompt in prompts)), **options)
+    assert [c.messages[0].content for c in found.conversations] == ["a", "12", "b", '["c", "d"]']
+    assert found.said[1:] == ['train.jsonl: 2 values of "prompt" are no text and written as JSON; the first at train.jsonl:2']
+
+
+@pytest.mark.parametrize("quoting", [True, False])
+def test_a_table_whose_lines_end_in_cr_alone_is_refused_with_the_command_that_repairs_it(read, refused, quoting: bool):
+    error = refused("train.csv", "text,label\rwin,spam\rlunch,ham\r", quoting=quoting, **SPAM)
+    assert "the lines of this table end in CR alone" in error and "tr '\\r' '\\n' < " in error and "train.lf.csv" in error
+    assert read("train.csv", "text,label\r\nwin,spam\r\n", quoting=quoting, **SPAM).n_rows == 1
+
+
 def test_a_row_of_another_format_is_a_bad_row(read, refused):
     pair = {"prompt": "a", "completion": "b"}
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}

@@ -167,6 +167,9 @@ def test_held_out_tasks_are_never_trained_on_and_become_test_rows(tasks):
     assert counted(load(folder, held_out=["b"]).test) == {"b": 10}
     with pytest.raises(BadInput, match='no task "bb"') as caught:
         load(folder, held_out=["bb"])
+    with pytest.raises(BadInput, match=r"every task of data\.train is held out") as all_of_them:
+        load(folder, held_out=["a", "b", "c"])
+    assert "data.held_out" in all_of_them.value.fix
     assert 'did you mean "b"?' in caught.value.fix
 
 

@@ -124,6 +124,17 @@ def test_a_saved_dictionary_of_splits_is_read_by_its_split(tmp_path):
     config = DataConfig(train=str(tmp_path / "saved"), test=str(tmp_path / "saved"))
     assert [c.answer for c in read_part(config, "train").conversations] == ["a0", "a1", "a2"]
     assert [c.answer for c in read_part(config, "test").conversations] == ["a3"]
+    assert "saved: the split train; not read: test" in find(str(tmp_path / "saved"), "train").said
+    assert find(str(tmp_path / "saved" / "test"), "train").said == ("test: the split test; not read: train",)
+
+
+def test_the_only_file_of_a_folder_of_tasks_is_called_by_its_name_where_that_is_asked_for(tmp_path):
+    write(tmp_path / "tasks" / "hotels.jsonl")
+    config = DataConfig(train=str(tmp_path / "tasks"))
+    assert [source.task for source in sources_of(config, "train", name_alone=True)[0]] == ["hotels"]
+    assert [source.task for source in sources_of(config, "train")[0]] == [""]
+    one_file = DataConfig(train=str(tmp_path / "tasks" / "hotels.jsonl"))
+    assert [source.task for source in sources_of(one_file, "train", name_alone=True)[0]] == [""]
 
 
 @pytest.mark.parametrize("state", ["", "{}", '{"_data_files": []}', '{"_data_files": [{"filename": "../x.arrow"}]}', "[1]"])

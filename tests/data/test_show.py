@@ -33,6 +33,15 @@ def test_rows_are_found_by_the_line_where_they_start():
     assert caught.value.where == "rows.jsonl:7"
 
 
+def test_the_lines_that_are_suggested_are_of_the_file_that_was_asked_for():
+    others = [Row("train", Conversation(row(1, "a", "b").conversation.messages, f"other.jsonl:{line}")) for line in (6, 7)]
+    rows = [row(1, "a", "b"), row(5, "c", "d"), row(9, "e", "f"), *others]
+    for wanted, fix in (("rows.jsonl:6", "--row rows.jsonl:5 or rows.jsonl:9"), ("row.jsonl:6", 'did you mean "rows.jsonl"?')):
+        with pytest.raises(BadInput, match="no row starts at this line") as caught:
+            at_lines(rows, [], [wanted])
+        assert fix in caught.value.fix
+
+
 def test_a_search_looks_into_turns_thoughts_and_calls():
     rows = [
         row(1, "Free ENTRY now", "spam"), row(2, "lunch?", "ham", thinking="no free entry here"),

@@ -50,6 +50,7 @@ def test_warnings_end_a_check_with_0_or_with_3_where_that_is_asked_for(colours):
 
 
 def test_with_a_model_lengths_are_tokens_and_rows_over_the_limit_are_errors(tiny):
+    Path("pages").mkdir()
     write_jsonl(Path("long.jsonl"), [*map(colour_row, range(30)), {"prompt": "why? " * 200, "completion": "so"}])
     said = run_here("check", "long.jsonl", "--model", tiny, "--max-length", "64", "--html", "pages/check.html")
     assert said.code == 2 and "prompt-too-long" in said.out and "long.jsonl:31" in said.out
@@ -80,6 +81,8 @@ def test_which_columns_are_meant_is_guessed_and_said():
         (("run.yaml",), "no such config", "run.yaml", "tunesmith init"),
         (("rows.jsonl", "--schema", "absent.json"), "JSON Schema cannot be read", "absent.json", "JSON Schema"),
         (("rows.jsonl", "--schema", "wrong.json"), "not a JSON Schema", "wrong.json", "json-schema.org"),
+        (("rows.jsonl", "--schema", "slip.json"), '"propertys", which is no word of it', "slip.json", 'did you mean "properties"?'),
+        (("rows.jsonl", "--schema", "none.json"), 'no word of JSON Schema is in it: "foo"', "none.json", '"type": "object"'),
         (("rows.jsonl", "--schema", "far.json"), "refers to something that is not in it", "far.json", "$defs"),
         (("rows.jsonl", "--set", "data.nonsense=1"), 'unknown key "data.nonsense"', "--set data.nonsense=1", "docs/configuration.md"),
     ],
@@ -87,10 +90,51 @@ def test_which_columns_are_meant_is_guessed_and_said():
 def test_bad_input_is_told_in_three_lines(arguments, what, where, fix):
     write_jsonl(Path("rows.jsonl"), ({"prompt": f"thing {n}?", "completion": json.dumps({"colour": n})} for n in range(30)))
     Path("wrong.json").write_text('{"type": "nothing"}')
+    Path("slip.json").write_text('{"type": "object", "propertys": {}}')
+    Path("none.json").write_text('{"foo": 1}')
     Path("far.json").write_text('{"$ref": "https://example.com/schema.json"}')
     said = run_here("check", *arguments)
     assert said.code == 2 and "Traceback" not in said.err + said.out
     assert what in said.err + said.out and fix in said.err + said.out
+    assert "[Errno" not in said.err and "data.schema" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (("--test", "0.6", "--validation", "0.6"), "leave nothing to train on"),
+        (("--validation", "rows.jsonl"), "every training row is also in the validation or test file"),
+        (("--test", "0.2", "--set", "data.group_by=author"), 'no row has the column "author"'),
+    ],
+)
+def test_a_split_that_training_refuses_is_an_error(settings, what):
+    write_jsonl(Path("rows.jsonl"), map(colour_row, range(40)))
+    said = run_here("check", "rows.jsonl", *settings, "--json")
+    [error] = [f for f in json.loads(said.out)["findings"] if f["severity"] == "error"]
+    assert said.code == 2 and error["check"] == "refused-split" and what in error["reason"]
+    assert "different prompts to learn from" not in said.out or "0.6" not in settings
+
+
+def test_a_file_that_is_refused_is_a_finding_for_a_program_too():
+    write_jsonl(Path("pairs.jsonl"), ({"prompt": f"thing {n}?", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(40)))
+    said = run_here("check", "pairs.jsonl", "--json")
+    [finding] = json.loads(said.out)["findings"]
+    assert said.code == 2 and finding["severity"] == "error" and "preferences" in finding["reason"] and "preferences" in said.err
+
+
+def test_one_stray_quote_among_quoted_cells_is_an_error_of_its_line():
+    rows = ['"text","label"', *(f'"message number {n}","{"spam" if n % 3 else "ham"}"' for n in range(60))]
+    rows[40] = '"he said "no" to it","ham"'
+    Path("rows.csv").write_text("\n".join(rows))
+    said = run_here("check", "rows.csv")
+    assert said.code == 2 and "stray-quote" in said.out and "rows.csv:41" in said.out
+
+
+def test_a_folder_whose_columns_say_nothing_is_told_that_a_file_alone_is_guessed():
+    Path("tasks").mkdir()
+    for task in "ab":
+        write_jsonl(Path(f"tasks/{task}.jsonl"), ({"text": f"message {n}", "remark": f"so {n}"} for n in range(20)))
+    refused(run_here("check", "tasks"), "columns do not say", "tasks/a.jsonl", "columns are guessed for a single file only")
 
 
 # --- train ------------------------------------------------------------------------------------------------------------------

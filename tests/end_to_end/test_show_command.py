@@ -70,6 +70,7 @@ def test_packed_rows_are_painted_with_their_borders(tiny: str, colours: str):
 
 
 def test_the_page_holds_every_token_and_asks_no_network(tiny: str, talks: Path):
+    Path("pages").mkdir()
     finished(run_here("show", talks, "--model", tiny, "--row", "1", "--row", "2", "--html", "pages/rows.html"))
     page = Path("pages/rows.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page
@@ -87,3 +88,15 @@ def test_wrong_wishes_are_refused(tiny: str, talks: Path):
     refused(run_here(*show, "--row", "1", "--search", "what"), "one way at a time", "--row --search")
     refused(run_here(*show, "--step", "2"), "--step belongs to --packed", "--step 2")
     refused(run_here("show", "nowhere.jsonl", "--model", tiny), "", "nowhere.jsonl")
+
+
+def test_where_no_page_can_be_is_told_before_the_work(tiny: str, talks: Path):
+    refused(run_here("show", talks, "--model", tiny, "--html", "."), "this is a folder", "--html .", "--html page.html")
+    refused(run_here("check", talks, "--html", "absent/page.html"), "no such folder", "--html absent/page.html", "mkdir -p absent")
+    assert not Path("absent").exists()
+
+
+def test_a_long_remark_wraps_on_the_page(tiny: str, talks: Path):
+    finished(run_here("show", talks, "--model", tiny, "--worst", "1", "--max-length", "40", "--html", "rows.html"))
+    page = Path("rows.html").read_text(encoding="utf-8")
+    assert '<p class="remark">' in page and 'class="mark"' not in page

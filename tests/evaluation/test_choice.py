@@ -1,5 +1,6 @@
 """Choosing among possible answers by likelihood, against transformers' own logits, one candidate at a time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,18 @@ def test_every_score_is_that_of_the_whole_answer_with_its_stop_token(opened):
             assert log == pytest.approx(expected, rel=1e-5)
             assert n == n_tokens
             assert log_of_premise == pytest.approx(by_hand(scored, renderer, INSTRUCTION, answer)[0], rel=1e-5)
+
+
+def test_answers_are_compared_under_the_tools_that_their_row_offers(opened):
+    scored, renderer = opened
+    renderer.tokenizer.chat_template = (
+        "{% for t in tools or [] %}{{ t['function']['name'] }} {% endfor %}" + renderer.tokenizer.chat_template
+    )
+    renderer = Renderer(renderer.tokenizer)
+    tools = ({"type": "function", "function": {"name": "find_spam", "description": "", "parameters": {}}},)
+    [without], [offered] = (score_choices(scored, [replace(ROWS[0], tools=given)], [["ham", "spam"]], renderer) for given in ((), tools))
+    assert not np.allclose(without.given_prompt, offered.given_prompt)
+    assert not np.allclose(without.given_premise, offered.given_premise)
 
 
 def test_the_three_ways_of_choosing_are_told_apart_and_counted_per_row(opened):

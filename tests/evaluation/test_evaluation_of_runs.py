@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith import api
+from tunesmith.cli import print_evaluation
 from tunesmith.errors import BadInput
 
 TINY = {
@@ -73,6 +74,24 @@ def test_other_rows_and_other_words_are_measured_and_kept_where_asked(tiny_model
         api.evaluate(folder, str(tasks), output=tmp_path / "out")
     with pytest.raises(BadInput, match='no phrasing for the task "echo"'):
         api.evaluate(folder, str(tasks), phrasings={"spam": ["x"], "mood": ["y"]})
+
+
+def test_a_folder_with_one_task_keeps_its_name_and_a_limit_is_said(tiny_model, tmp_path, tasks, capsys):
+    settings = {"evaluation": {"max_new_tokens": 3, "limit": 5}, "data": {"train": str(tasks / "spam.jsonl")}}
+    folder = api.train(TINY | {"model": str(tiny_model), "output": str(tmp_path / "run")} | settings)
+    (tmp_path / "one").mkdir()
+    (tasks / "mood.jsonl").rename(tmp_path / "one" / "mood.jsonl")
+    with pytest.raises(BadInput, match='phrasings are of the task "spam", and no test row is') as error:
+        api.evaluate(folder, str(tmp_path / "one"), phrasings={"spam": ["Free?"]})
+    assert "mood" in error.value.fix
+    capsys.readouterr()
+    found = api.evaluate(folder, str(tmp_path / "one"), phrasings={"mood": ["How is it?"]})
+    assert {task: of["rows"] for task, of in found["tasks"].items()} == {"mood": 5}
+    assert (found["rows"], found["rows_given"]) == (5, 12)
+    printed = capsys.readouterr()
+    assert "measuring base on 5 of 12 rows (evaluation.limit), in 2 phrasings" in printed.out + printed.err
+    print_evaluation(found)
+    assert "5 of 12 test rows (evaluation.limit) of the task mood" in capsys.readouterr().out
 
 
 def test_every_phrasing_of_a_list_in_the_config_is_measured(tiny_model, tmp_path, tasks):

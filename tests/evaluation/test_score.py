@@ -9,7 +9,7 @@ from tunesmith.config import LoraConfig
 from tunesmith.data.conversation import Conversation, Message, ToolCall
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
-from tunesmith.evaluation.score import max_new_tokens_for, measure, test_rows
+from tunesmith.evaluation.score import max_new_tokens_for, measure, spoken, test_rows
 from tunesmith.model.adapters import adapter_parameters, attach
 from tunesmith.model.load import load_model
 
@@ -88,6 +88,30 @@ def test_every_right_answer_of_a_row_is_accepted_the_trained_one_first(opened):
     assert rows.accepted[0] == ("b", "a", "c")
     assert rows.accepted[1] == ("spam",)
     assert rows.references[:2] == ["b", "spam"]
+
+
+@pytest.mark.parametrize(
+    "written, answer",
+    [
+        ("<think>\n0+2\n</think>\n\n2", "2"),
+        ("0+2\n</think>\n\n2", "2"),  # the prompt ended in <think>
+        ("2", "2"),
+        ("<think>never done", "<think>never done"),
+        ("write <think> and </think>", "write <think> and </think>"),
+    ],
+)
+def test_an_answer_is_scored_without_its_thinking(written: str, answer: str):
+    assert spoken(written) == answer
+
+
+def test_the_bytes_of_a_thought_that_is_trained_count_and_others_do_not(opened):
+    loaded, _ = opened
+    said = Message("assistant", "2", True, thinking="0+2")
+    n_bytes = {}
+    for policy in ("keep", "untrained", "strip"):
+        renderer = Renderer(loaded.tokenizer, eos_ids=loaded.eos_ids, thinking=policy)
+        [n_bytes[policy]] = test_rows([Conversation((Message("user", "1+1?", False), said), "f:1")], renderer, loaded.context).n_bytes
+    assert n_bytes == {"keep": len("<think>\n0+2\n</think>\n\n2"), "untrained": 1, "strip": 1}
 
 
 def test_an_answer_that_is_only_a_tool_call_has_bytes_too(opened):

@@ -5,7 +5,7 @@ import pytest
 
 from tunesmith.data.conversation import Conversation, Message
 from tunesmith.errors import BadInput
-from tunesmith.evaluation.sensitivity import consistency, read_phrasings, rephrase, rephrased, spread
+from tunesmith.evaluation.sensitivity import consistency, must_name_tasks, read_phrasings, rephrase, rephrased, spread
 
 DEFINITION = "Is the review good or bad?"
 
@@ -39,8 +39,18 @@ def test_rows_of_every_task_take_the_phrasing_of_the_same_number():
     assert [c.prompt[0].content for c in second] == ["A2\n\nfine", "B2\n\ndull"]
     [only] = rephrased(rows, {"": ["any task"]})
     assert [c.prompt[0].content for c in only] == ["any task\n\nfine", "any task\n\ndull"]
-    [alone] = rephrased([instance("fine", task="")], {"sst2": ["of the one task that the file is about"]})
-    assert alone[0].prompt[0].content.startswith("of the one task")
+    with pytest.raises(BadInput, match="rows of one dataset, which have no task's name"):
+        rephrased([instance("fine", task="")], {"sst2": ["of a task, and who knows whether this one"]})
+
+
+def test_phrasings_of_a_task_that_no_row_is_of_are_refused():
+    rows = [instance("fine", "sst2"), instance("dull", "imdb")]
+    must_name_tasks({"": ["any task"], "sst2": ["A"]}, rows, "p.yaml")
+    with pytest.raises(BadInput, match='of the task "sst3", and no test row is') as error:
+        must_name_tasks({"": ["any task"], "sst3": ["A"]}, rows, "p.yaml")
+    assert "sst2" in error.value.fix and error.value.where == "p.yaml"
+    with pytest.raises(BadInput, match="the test rows are of one dataset without a name"):
+        must_name_tasks({"sst2": ["A"]}, [instance("fine", "")], "p.yaml")
 
 
 def test_phrasings_are_read_from_yaml_and_json(tmp_path: Path):

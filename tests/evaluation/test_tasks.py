@@ -82,6 +82,22 @@ def test_one_dataset_is_measured_as_ever(opened):
     assert majority(text) == {}  # no one answer makes sense
 
 
+def test_one_task_with_a_name_is_measured_as_it_would_be_among_others(opened):
+    loaded, renderer = opened
+    config = EvaluationConfig(max_new_tokens=4)
+    tasks = task_rows(LABELLED, [], config, renderer, loaded.context)
+    base = measure_tasks(loaded.model, tasks, renderer, config, adapter=None, title="base", context=loaded.context)
+    found = summary(tasks, {"majority": majority(tasks), "base": base, "tuned": base})
+    assert (found["task"], "macro" in found) == ("label", False)
+    among_others = measure_tasks(
+        loaded.model, task_rows([*LABELLED, *FREE], [], config, renderer, loaded.context)[:1], renderer, config,
+        adapter=None, title="base", context=loaded.context,
+    )  # fmt: skip
+    assert {"choice", "rouge_l", "accuracy"} <= set(found["models"]["base"]) == set(among_others["sst"].metrics)
+    assert found["tasks"]["sst"]["models"]["base"] == found["models"]["base"]
+    assert found["differences"]["tuned"]["base"]["tasks"]["sst"] == found["differences"]["tuned"]["base"]["overall"]
+
+
 def test_choices_are_asked_for_by_name_where_there_is_one_task(opened):
     loaded, renderer = opened
     rows = [row("", "free", "b", 1, options=["a", "b"]), row("", "lunch", "c", 2, options=["c", "d", "e"])]

@@ -85,6 +85,12 @@ def test_the_verdict_follows_from_the_intervals(experiment):
     assert "No gain on unseen tasks" in experiment.verdict(figures((0.01, -0.2, 0.4), (0.1, 0.02, 0.18)))
 
 
+def test_an_interval_of_nothing_is_told_in_words(experiment):
+    figures = dict.fromkeys(("value", "low", "high"), 0.0)
+    assert experiment._words(figures) == "no row changed"
+    assert experiment._words(figures | {"high": 0.1}) == "+0.000 [+0.000, +0.100]"
+
+
 def test_the_page_holds_the_kept_figures(experiment):
     if not experiment.FIGURES.is_file():
         pytest.skip("the experiment has not been run here yet")

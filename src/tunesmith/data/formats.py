@@ -331,8 +331,8 @@ def _file_shape(file: File, config: DataConfig, columns: list[str], rows: list[R
         whole = [{name: known.get(name) if value is None else value for name, value in row.values.items()} for row in rows]
         shown = [_shape_of(values, answers) for values in whole]
         found = next((shape for shape in shown if shape is not None), None)
-        unclear = any(shape is None and _others_than_text(values) for shape, values in zip(shown, whole, strict=True))
-        if found is None or (found.kind == "text" and unclear):
+        n_unclear = sum(shape is None and bool(_others_than_text(values)) for shape, values in zip(shown, whole, strict=True))
+        if found is None or (found.kind == "text" and n_unclear >= shown.count(found)):  # fewer are bad rows of a file of text
             raise _which_columns(file, config, columns)
         return found
     if config.format == "pairs":
@@ -429,7 +429,9 @@ def _template_plan(file: File, config: DataConfig, columns: list[str], answers: 
         description += f" and {len(prompts) - 1} other phrasing{'s' if len(prompts) > 2 else ''}"
     if completion is not None and config.completion is not None:
         description += f", completion {quoted(config.completion)}"
-    texts = [part[0] for template in (*prompts, completion) if template for part in template.parts if not isinstance(part, str) and not part[1]]
+    texts = [
+        part[0] for template in (*prompts, completion) if template for part in template.parts if not isinstance(part, str) and not part[1]
+    ]
     return _Plan("pairs", description, build, notes, tuple(dict.fromkeys(texts)))
 
 

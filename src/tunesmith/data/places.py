@@ -89,8 +89,8 @@ def _in_folder(folder: Path, name: str, part: str, split: str, origin: Callable[
         if split:
             raise BadInput("this saved dataset is one split", where=f"{folder}:{split}", fix=str(folder))
         beside = _saved_beside(folder)
-        said = (f"{name}: the split {folder.name}; not read: {listed(beside)}",) if beside else ()
-        return Found((Place(name, _saved_files(folder), origin),), said)
+        told = (f"{name}: the split {folder.name}; not read: {listed(beside)}",) if beside else ()
+        return Found((Place(name, _saved_files(folder), origin),), told)
     groups, left = _groups(folder)
     if not groups:
         nested = sorted(path for path in folder.iterdir() if path.is_dir() and _groups(path)[0])

@@ -140,7 +140,9 @@ def _without_tasks(part: Part, names: Sequence[str]) -> tuple[list[Conversation]
     kept = [row for row in part.conversations if row.task not in names]
     if names and not kept:
         where = f"data.held_out: {listed(names)}"
-        raise BadInput("every task of data.train is held out, so no row is left to train on", where=where, fix="leave a task out of data.held_out")
+        raise BadInput(
+            "every task of data.train is held out, so no row is left to train on", where=where, fix="leave a task out of data.held_out"
+        )
     return kept, [row for row in part.conversations if row.task in names]
 
 

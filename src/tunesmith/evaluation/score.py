@@ -144,7 +144,7 @@ def measure(
                 model, rows.prompts, max_new_tokens=max_new_tokens_for(rows, max_new_tokens), stop_ids=renderer.stop_ids,
                 batch_size=batch_size, on_progress=upto(bar),
             )  # fmt: skip
-    answers = [split_thinking(decode(renderer, answer.ids))[1] for answer in written]  # references are answers without their thinking
+    answers = [spoken(decode(renderer, answer.ids)) for answer in written]
     stopped = [answer.stopped for answer in written]
     kind = task_of(rows.references) if task is None else task
     of_rows = {**picked, "stop_rate": [float(stop) for stop in stopped]}
@@ -161,6 +161,13 @@ def _language(scored: Scored, rows: TestRows) -> tuple[dict[str, float], dict[st
     metrics = language_metrics(float(nll.sum()), int(n_tokens.sum()), int(n_bytes.sum()))
     values = {"loss": nll / n_tokens, "bits_per_byte": nll / math.log(2) / n_bytes}
     return metrics, {k: v.tolist() for k, v in values.items()}, {"loss": n_tokens.tolist(), "bits_per_byte": n_bytes.tolist()}
+
+
+def spoken(answer: str) -> str:
+    """An answer without its thinking, as references are; where the prompt ends in <think>, only its end stands in the answer."""
+    thought, content = split_thinking(answer)
+    opened_before = thought is None and "<think>" not in answer and "</think>" in answer
+    return answer.partition("</think>")[2].lstrip() if opened_before else content
 
 
 def decode(renderer: Renderer, ids: Sequence[int]) -> str:

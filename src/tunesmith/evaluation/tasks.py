@@ -162,7 +162,7 @@ def summary(tasks: Sequence[TaskRows], measured: Mapping[str, Mapping[str, Measu
         "task": kinds.pop() if not several else "text",
         "models": {name: _overall(of_tasks) for name, of_tasks in measured.items()},
     }
-    if several:
+    if have_names(tasks):
         found["tasks"] = {
             task.name: {
                 "rows": len(task.rows.conversations),
@@ -174,6 +174,7 @@ def summary(tasks: Sequence[TaskRows], measured: Mapping[str, Mapping[str, Measu
             }
             for task in tasks
         }
+    if several:
         found["macro"] = macro({name: {task: m.metrics for task, m in of_tasks.items()} for name, of_tasks in measured.items()})
     tuned = [name for name in measured if name not in BASELINES]
     against = [name for name in ("base", "majority") if measured.get(name)]
@@ -227,7 +228,7 @@ def differences(before: Mapping[str, Measured], after: Mapping[str, Measured]) -
     """
     each = {task: _of_task(before[task], after[task]) for task in after}
     if len(each) == 1:
-        return {"overall": next(iter(each.values()))}
+        return {"overall": next(iter(each.values())), **({"tasks": each} if any(each) else {})}
     (values_before, _), (values_after, weights) = pooled(before), pooled(after)
     shared = [name for name in values_after if name in values_before]
     overall = {name: _change(values_before[name], values_after[name], weights.get(name), name) for name in shared}

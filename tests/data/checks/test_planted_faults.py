@@ -15,6 +15,7 @@ from tests.conftest import byte_level_tokenizer
 
 from tunesmith.config import DataConfig
 from tunesmith.data.checks.check import Report, check, open_files
+from tunesmith.data.checks.duplicates import where_they_differ
 from tunesmith.data.checks.json_answers import load_schema
 from tunesmith.data.template import Renderer
 
@@ -425,3 +426,65 @@ def test_tasks_of_a_mixture_are_looked_at_each_for_itself(tmp_path: Path):
     assert report.rows == {"train": 80, "test": 40} and len(report.lengths["example"]) == 80
     variants = [f.sources for f in report.findings if f.check == "label-variant"]
     assert variants == [("mood.jsonl:8",), ("colour.jsonl:8",), ("size.jsonl:8",)]
+
+
+def test_many_tasks_with_one_fault_are_told_once(tmp_path: Path):
+    for task in range(6):
+        rows = [{"prompt": sentence(100 * task + n, 12, "?"), "completion": sentence(9_000 + 100 * task + n, 14, ".")} for n in range(30)]
+        rows[7]["completion"] = "Write to jane.doe@gmail.com about it."
+        (tmp_path / f"t{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = DataConfig(train=str(tmp_path))
+    report = check(open_files(config), config)
+    assert [line for line in report.said if "30 rows" in line] == [next(line for line in report.said if line.startswith("t0.jsonl"))]
+    assert "(5 files like it)" in report.said[0]
+    [email] = [f for f in report.findings if f.check == "email-address"]
+    assert email.count == 6 and email.sources == tuple(f"t{task}.jsonl:8" for task in range(6)) and len(email.seen) == 6
+    assert email.reason.endswith("(in 6 tasks)")
+
+
+def test_bytes_that_are_no_text_are_an_error_and_the_other_rows_are_looked_at(tmp_path: Path):
+    lines = [json.dumps(labelled(n, "yes" if n % 2 else "no")).encode() for n in range(40)]
+    lines[20] = lines[20].replace(b"yes", b"\xe9").replace(b"no", b"\xe9")
+    lines[30] = b'{"prompt"'
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    report = check_file(path, on_bad_row="skip")
+    found = lines_of(report, but=["few-rows"])
+    assert found["not-utf-8"] == {21} and found["not-json-row"] == {31}
+    assert [f.check for f in report.of("error")] == ["not-utf-8"] and report.rows == {"train": 40}
+
+
+def test_thinking_is_said_with_what_becomes_of_it(tmp_path: Path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"<think>hm {n}</think>So it is."}]}
+        for n in range(9)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert any("9 training rows with thinking: left out" in line for line in check_file(path, thinking="strip").said)
+
+
+def test_answers_that_break_off_or_go_round_in_a_loop_are_found_among_short_ones(tmp_path: Path):
+    planted = Planted()
+    for n in range(60):
+        planted.row({"prompt": sentence(n, 12, "?"), "completion": sentence(n + 5_000, 2 + n % 2, ".")})
+    planted.row({"prompt": sentence(70, 12, "?"), "completion": "The river was cold because the"}, "cut-short")
+    planted.row({"prompt": sentence(71, 12, "?"), "completion": "again " * 24 + "."}, "repetition")
+    planted.row({"prompt": sentence(72, 12, "?"), "completion": "sea and more water " * 800 + "."}, "repetition")
+    found = lines_of(check_file(planted.write(tmp_path / "rows.jsonl")))
+    assert {name: found.get(name) for name in ("cut-short", "repetition")} == {"cut-short": {61}, "repetition": {62, 63}}
+
+
+def test_the_rows_of_a_rare_label_are_shown_with_what_they_ask(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    rows = [labelled(n, "yes" if n % 2 else "no") for n in range(40)]
+    rows[11] = {"prompt": "An odd one", "completion": "perhaps"}
+    path.write_text("\n".join(map(json.dumps, rows)))
+    [rare] = [f for f in check_file(path).findings if f.check == "few-rows-per-label"]
+    assert rare.sources == ("rows.jsonl:12",) and rare.seen == ("'perhaps' to: An odd one",)
+
+
+def test_contradictions_are_shown_from_where_they_differ():
+    same = "The answer to this long question is in the end "
+    assert where_they_differ(same + "yes", same + "no") == ("…the end yes", "…the end no")
+    assert where_they_differ("yes", "no") == ("yes", "no")

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 
 from tunesmith.data.checks.finding import Finding, TextCheck, around, found, share
+from tunesmith.data.checks.json_answers import are_json
 from tunesmith.data.checks.labels import labels_of
 from tunesmith.data.checks.table import Table, folded
 from tunesmith.data.readers import clip
@@ -32,9 +33,8 @@ _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 _ENDINGS = frozenset(".!?…。！？।:;)]}\"'”’`»」』*>~|")
 _CLOSED_SHARE, _LEAST_LONG = 0.9, 20  # of long answers must end as sentences do before one that does not is a complaint
 _LONG, _RARE = 60, 0.05
-_SENTENCE_WORDS, _CLOSED_SENTENCES = 3, 0.95  # of answers of so many words, long or short
+_SENTENCE_WORDS, _CLOSED_SENTENCES = 5, 0.95  # of answers of so many words, however short
 _NEVER_LAST = frozenset("a an and because its my of or our than the their which your".split())  # English sentences do not end so
-_NEVER_LAST_WORDS = 5
 _REPEATED_WORDS, _LONGEST_UNIT = 20, 8  # words of a repetition, and of what is repeated
 SHORT_ECHO = 8  # characters; "No." may be the translation of "No."
 
@@ -156,31 +156,36 @@ def same_for_all(table: Table) -> list[Finding]:
 
 
 def cut_short(table: Table) -> list[Finding]:
-    """Answers that break off: long ones, where nine in ten of them end as a sentence, a list or a block of code does; any of a few
-    words, where nearly all of those do; and those whose last word ends no sentence.
+    """Answers that break off: long ones, where nine in ten of them end as a sentence, a list or a block of code does; shorter ones, in a
+    small letter, where nearly all do; and those whose last word ends no sentence.
     """
-    if labels_of(table.answers) is not None:
+    if labels_of(table.answers) is not None or are_json(table):
         return []
     answers = [answer.rstrip() for answer in table.answers]
-    n_words = [len(answer.split()) for answer in answers]
     ends = [not answer or _ends(answer) for answer in answers]
     long = [n for n, answer in enumerate(answers) if len(answer) >= _LONG]
-    worded = [n for n, words in enumerate(n_words) if words >= _SENTENCE_WORDS]
-    cut = {n for n in worded if n_words[n] >= _NEVER_LAST_WORDS and not ends[n] and _breaks_off(answers[n])}
-    told = ["stops where no sentence does"] if cut else []
+    worded = [n for n, answer in enumerate(answers) if answer.count(" ") >= _SENTENCE_WORDS - 1]
+    cut = {n for n in worded if not ends[n] and _breaks_off(answers[n])}
+    told = "stops where no sentence does"
     for pool, least, words in ((long, _CLOSED_SHARE, "of the long ones"), (worded, _CLOSED_SENTENCES, "of the others")):
         open_ended = [n for n in pool if not ends[n]]
         if len(pool) >= _LEAST_LONG and 0 < len(open_ended) <= (1 - least) * len(pool):
-            told = [f"breaks off, where {share(len(pool) - len(open_ended), len(pool))} {words} end with a full stop or the like"]
-            cut.update(open_ended)
+            told = f"breaks off, where {share(len(pool) - len(open_ended), len(pool))} {words} end with a full stop or the like"
+            cut.update(n for n in open_ended if pool is long or _last_word(answers[n]).islower())
             break
     hits = [(table.sources[n], f"…{answers[n][-50:]}") for n in sorted(cut)]
     fix = "complete them, or remove the rows: the model learns to stop in mid-sentence"
-    return found("cut-short", "warning", hits, f"the answer {told[0]}" if told else "", fix)
+    return found("cut-short", "warning", hits, f"the answer {told}", fix)
 
 
 def _breaks_off(answer: str) -> bool:
-    return answer[-1] == "," or answer[answer.rfind(" ") + 1 :] in _NEVER_LAST
+    """Whether the last word ends no sentence; as the last of a list ("x, y, a") it may be a letter."""
+    last = _last_word(answer)
+    return answer[-1] == "," or (last in _NEVER_LAST and answer[: -len(last)].rstrip()[-1].isalpha())
+
+
+def _last_word(answer: str) -> str:
+    return answer[answer.rfind(" ") + 1 :]
 
 
 def _ends(answer: str) -> bool:

@@ -307,6 +307,7 @@ def _between(parts: Mapping[str, Table], config: DataConfig) -> list[Finding]:
             findings += duplicates.near(train, threshold, upto(bar))
         n_different = len(set(train.asked))
         shares = {name: value for name in ("validation", "test") if isinstance(value := getattr(config, name), float)}
+        shares = shares if sum(shares.values()) < 1 else {}  # such shares are refused, and leave no number to speak of
         findings += size.too_few(train, round(n_different * (1 - sum(shares.values()))))
         for name, value in shares.items():
             findings += size.too_few_to_measure(round(value * len(train)), name)

@@ -56,7 +56,7 @@ def load_schema(path: Path) -> Schema:
         raise BadInput(
             f"this is not a JSON Schema: {clip(error.message, 160)}", where=f"{path}: {where}", fix="see json-schema.org"
         ) from None
-    known = _OTHER_KEYWORDS | set(kind.VALIDATORS)
+    known: frozenset[str] = _OTHER_KEYWORDS | frozenset(kind.VALIDATORS)
     unknown = _unknown_keywords(document, known)
     if isinstance(document, dict) and not set(document) & (known - _SAY_NOTHING):
         what = (
@@ -88,7 +88,7 @@ _SCHEMAS = (
 ).split()
 
 
-def _unknown_keywords(schema: Any, known: set[str]) -> tuple[str, ...]:
+def _unknown_keywords(schema: Any, known: frozenset[str]) -> tuple[str, ...]:
     """Words of a schema and of those within it that are no keywords, each once; "x-…" is anyone's own."""
     found: dict[str, None] = {}
     stack = [schema]

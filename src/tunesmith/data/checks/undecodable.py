@@ -10,6 +10,7 @@ import gzip
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO, cast
 
 from tunesmith.config import DataConfig
 from tunesmith.data.checks.finding import Finding, found
@@ -17,10 +18,18 @@ from tunesmith.data.formats import Read, read_conversations
 from tunesmith.errors import BadInput
 
 
+def _packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _bytes(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if _packed(path) else path.open("rb")
+
+
 def lines_of(path: Path) -> dict[int, int]:
     """Line → its first byte that is out of place."""
     bad: dict[int, int] = {}
-    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+    with _bytes(path) as stream:
         for number, raw in enumerate(stream, 1):
             try:
                 raw.decode("utf-8")
@@ -33,8 +42,8 @@ def read_around(config: DataConfig, path: Path, name: str, task: str) -> Read | 
     """What the file holds if each bad byte is taken for a character, less the rows that begin in a line with one; None if even so nothing."""
     bad = lines_of(path)
     with TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name.removesuffix(".gz")
-        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream, copy.open("wb") as mended:
+        copy = Path(folder) / (path.stem if _packed(path) else path.name)
+        with _bytes(path) as stream, copy.open("wb") as mended:
             for raw in stream:
                 mended.write(raw.decode("utf-8", "replace").encode("utf-8"))
         try:
