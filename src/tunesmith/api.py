@@ -108,7 +108,7 @@ def check(place: str | Path, *, sets: Sequence[str] = (), **settings: Any) -> Re
     """
     given = [f"{key if key == 'model' else f'data.{key}'}={json.dumps(value)}" for key, value in settings.items() if value is not None]
     subject = subject_of(place, [*given, *sets])
-    report = check_run(subject.run, subject.files, with_model=subject.names_model)
+    report = check_run(subject.run, subject.files, with_model=subject.names_model, with_split=True)
     return replace(report, said=[*subject.said, *report.said])
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config import DataConfig, Run, load_run, validate
+from tunesmith.data.checks import undecodable
 from tunesmith.data.checks.check import Opened, Report, check, open_files
 from tunesmith.data.checks.finding import Finding
 from tunesmith.data.checks.json_answers import load_schema
@@ -56,9 +57,8 @@ def subject_of(place: str | Path, overrides: Sequence[str] = (), spelled: Mappin
     run, said = validate({"model": "acorn", "data": {"train": str(place)}}, str(place), overrides, spelled=spelled)
     said = _without_output(said)
     if path.is_file():
-        with suppress(BadInput):  # what stops the reading is told by the reading itself
-            settings, words = settings_for(run.data)
-            run, said = _with(run, settings), [*said, *words]
+        settings, words = _settings_of(path, run.data)
+        run, said = _with(run, settings), [*said, *words]
     files = open_files(run.data)
     if (error := files[0].error) is not None and files[0].read is None and path.is_file():
         settings, words = columns_for(run.data, error)
@@ -67,6 +67,17 @@ def subject_of(place: str | Path, overrides: Sequence[str] = (), spelled: Mappin
     if all(file.read is None for file in files):
         raise _of_many(files) if path.is_dir() else files[0].error or BadInput("there is nothing to check", where=str(place))
     return Subject(run, any(text.startswith("model=") for text in overrides), said, files)
+
+
+def _settings_of(path: Path, config: DataConfig) -> tuple[dict[str, Any], list[str]]:
+    """How the table is written; what stops the reading of it is told by the reading itself."""
+    try:
+        return settings_for(config)
+    except BadInput as error:
+        if undecodable.is_it(error):
+            with undecodable.mended(path) as copy, suppress(BadInput):
+                return settings_for(config.model_copy(update={"train": str(copy)}))
+    return {}, []
 
 
 def _of_many(files: Sequence[Opened]) -> BadInput:

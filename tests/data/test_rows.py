@@ -43,7 +43,7 @@ def test_rows_of_a_test_file_are_removed_from_training_and_counted(tmp_path: Pat
     parts = load_parts(config(train, test=test))
     assert [c.source for c in parts.train] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:4"]
     assert parts.counts["overlap_removed"] == 1
-    assert any("1 rows of train removed" in line and "a.jsonl:3" in line for line in parts.said)
+    assert any("1 row of train removed" in line and "a.jsonl:3" in line for line in parts.said)
 
 
 def test_dropped_duplicates_and_long_rows_are_counted_and_said(tmp_path: Path):
@@ -78,7 +78,7 @@ def test_near_copies_stay_in_one_part_and_so_do_rows_of_one_author(tmp_path: Pat
     in_parts = [{c.fields["author"] for c in part} for part in (parts.train, parts.validation, parts.test)]
     assert not (in_parts[0] & in_parts[1] or in_parts[0] & in_parts[2] or in_parts[1] & in_parts[2])
     assert sum({"a0", "a1", "a2", "a3", "a4"} <= authors for authors in in_parts) == 1
-    assert any("39 rows more nearly repeat the prompt of another row" in line for line in parts.said)
+    assert any("39 rows more with nearly the prompt of another" in line for line in parts.said)
     assert any("50 values of author" in line for line in parts.said)
 
 

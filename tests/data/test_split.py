@@ -56,7 +56,7 @@ def test_rows_that_ask_the_same_never_straddle_a_split():
     parts = split(rows, validation=0.2, test=0.2, seed=0, stratify=True)
     keys = [{prompt_key(row) for row in part} for part in (parts.train, parts.validation, parts.test)]
     assert all(keys) and not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
-    assert "450 rows repeat the prompt of another row" in parts.said[1]
+    assert "450 rows with the prompt of another row" in parts.said[1]
 
 
 def test_near_copies_never_straddle_a_split_and_their_number_is_said():
@@ -71,7 +71,7 @@ def test_near_copies_never_straddle_a_split_and_their_number_is_said():
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [360, 120, 120]
     assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     assert parts.said[1] == (
-        "split: 400 rows more nearly repeat the prompt of another row (data.near_duplicates: 0.8) and stay with it: "
+        "split: 400 rows more with nearly the prompt of another (data.near_duplicates: 0.8), which stay with it: "
         "200 clusters, the largest of 3 rows, such as t.jsonl:0 and t.jsonl:1"
     )
     apart = split(rows, validation=0.2, test=0.2, seed=0, stratify=True)
@@ -89,7 +89,7 @@ def test_rows_of_one_author_stay_together_and_rows_without_one_are_free():
     assert all(any(row.fields["author"] is None for row in part) for part in (parts.train, parts.test))
     assert (
         parts.said[-1]
-        == "split: 32 values of author; rows with the same one stay together; 100 rows have none and count alone, the first: t.jsonl:0"
+        == "split: 32 values of author; rows with the same one stay together; 100 rows without one, each by itself, the first: t.jsonl:0"
     )
     assert abs(len(parts.test) - 100) <= 8
 

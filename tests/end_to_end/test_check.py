@@ -130,6 +130,15 @@ def test_one_stray_quote_among_quoted_cells_is_an_error_of_its_line():
     assert said.code == 2 and "stray-quote" in said.out and "rows.csv:41" in said.out
 
 
+def test_one_bad_byte_does_not_hide_how_a_table_is_written_nor_its_other_rows():
+    lines = [f"{'spam' if n % 3 else 'ham'}\tmessage number {n} to you".encode() for n in range(150)]
+    lines[120] += b" caf\xe9"
+    Path("sms.tsv").write_bytes(b"\n".join(lines))
+    said = run_here("check", "sms.tsv")
+    assert said.code == 2 and "not-utf-8" in said.out and "sms.tsv:121" in said.out
+    assert "data.header: false" in said.err and "150 rows, columns label, text" in said.out
+
+
 def test_a_folder_whose_columns_say_nothing_is_told_that_a_file_alone_is_guessed():
     Path("tasks").mkdir()
     for task in "ab":

@@ -37,7 +37,7 @@ def test_rows_are_shown_by_line_by_text_and_by_default_the_first(tiny: str, talk
 
 def test_the_policy_for_thinking_is_said_and_painted(tiny: str, talks: Path):
     for policy, words, learned in (
-        ("keep", "learned as the beginning of the answer", "<think>\nhm\n</think>\n\nblue<|end|>"),
+        ("keep", "learned as the beginning of the answer", "<think>hm</think>blue<|end|>"),
         ("untrained", "does not learn it", "blue<|end|>"),
         ("strip", "left out", "blue<|end|>"),
     ):

@@ -474,7 +474,7 @@ def _which_columns(file: File, config: DataConfig, columns: list[str]) -> BadInp
         return _preferences(file, columns)
     names = columns or ["question", "answer"]
     answer = next((name for name in names if name.lower() in ANSWER_COLUMNS), names[-1])
-    prompt = next((name for name in names if name == "text"), next((name for name in names if name != answer), answer))
+    prompt = next((name for name in names if name == "text" and name != answer), next((name for name in names if name != answer), answer))
     fix = f'data.prompt: "{{{clip(prompt)}}}"\ndata.completion: "{{{clip(answer)}}}"'
     if len(columns) == 1:
         fix = f'to learn the text itself, call the column "text" instead of "{clip(columns[0])}"; a pair needs two columns'

@@ -22,6 +22,7 @@ from math import ceil
 from tunesmith.data.conversation import Conversation, Message
 from tunesmith.data.similar import clusters, matches, plain
 from tunesmith.errors import BadInput, nearest
+from tunesmith.progress import counted
 
 # Answers are labels if there are few, short and repeated ones.
 MAX_LABELS, MAX_LABEL_CHARACTERS, MIN_ROWS_PER_LABEL = 50, 40, 5
@@ -175,7 +176,7 @@ def remove_overlap(
     if not twin:
         return Overlap(list(rows), [], "")
     first = min(twin)
-    said = f"{len(twin):,} rows of {name} removed because the held-out rows contain them; the first: {rows[first].source}, see {twin[first].source}"
+    said = f"{counted(len(twin), 'row')} of {name} removed because the held-out rows contain them; the first: {rows[first].source}, see {twin[first].source}"
     if reasons := [f"{reason}: {n:,}" for reason, n in why.items() if reason]:
         said += f" ({', '.join(reasons)})"
     kept = [row for place, row in enumerate(rows) if place not in twin]
@@ -212,7 +213,7 @@ def _together(
     said: list[str] = []
     relations: list[Sequence[Hashable]] = [keys]
     if (n_copies := len(keys) - len(set(keys))) > 0:
-        said.append(f"split: {n_copies:,} rows repeat the prompt of another row; each stays with it in one split")
+        said.append(f"split: {counted(n_copies, 'row')} with the prompt of another row; each stays with it in one split")
     if near is not None:
         cluster_of = clusters([prompt_text(conversation) for conversation in conversations], near, on_progress)
         relations.append(cluster_of)
@@ -223,10 +224,10 @@ def _together(
         relations.append(values)
         names = [key if value is None else f"\x1c{value}" for key, value in zip(keys, values)]
         n_values, n_without = len({value for value in values if value is not None}), values.count(None)
-        said.append(f"split: {n_values:,} values of {group_by}; rows with the same one stay together")
+        said.append(f"split: {counted(n_values, 'value')} of {group_by}; rows with the same one stay together")
         if n_without:
             first = conversations[values.index(None)].source
-            said[-1] += f"; {n_without:,} rows have none and count alone, the first: {first}"
+            said[-1] += f"; {counted(n_without, 'row')} without one, each by itself, the first: {first}"
     return _Together(_united(relations, len(keys)), names, said)
 
 
@@ -243,8 +244,8 @@ def _near_copies(conversations: Sequence[Conversation], keys: Sequence[str], clu
     one, other = [conversations[place].source for place in several[largest].values()][:2]
     n_more = sum(len(prompts) - 1 for prompts in several.values())
     said = (
-        f"split: {n_more:,} rows more nearly repeat the prompt of another row (data.near_duplicates: {near:g}) and stay with it: "
-        f"{len(several):,} clusters, the largest of {n_rows[largest]:,} rows, such as {one} and {other}"
+        f"split: {counted(n_more, 'row')} more with nearly the prompt of another (data.near_duplicates: {near:g}), which stay with it: "
+        f"{counted(len(several), 'cluster')}, the largest of {n_rows[largest]:,} rows, such as {one} and {other}"
     )
     if n_rows[largest] > LARGE_CLUSTER * len(keys):
         said += "; if these ask different things, a data.near_duplicates nearer to 1, or off, sets them free"

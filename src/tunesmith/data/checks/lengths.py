@@ -38,6 +38,6 @@ def odd_lengths(table: Table) -> list[Finding]:
         middle = int(np.median(sizes))
         hits = [(table.sources[n], f"{sizes[n]:,} characters; half of the rows have at most {middle:,}") for n in places]
         longer = sum(sizes[n] > middle for n in places)
-        findings += found(f"{side}-length", "note", hits, f"the {side} is far longer ({counted(longer, 'row')}) or shorter ({len(places) - longer:,}) than the others'",
-                          "look at them: often two rows in one, a pasted page, or an empty field")  # fmt: skip
+        reason = f"the {side} is far longer ({counted(longer, 'row')}) or shorter ({len(places) - longer:,}) than the others'"
+        findings += found(f"{side}-length", "note", hits, reason, "look at them: often two rows in one, a pasted page, or an empty field")
     return findings

@@ -7,6 +7,8 @@ Training stops at the first such byte, for whoever wrote one in another encoding
 """
 
 import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,16 +43,23 @@ def lines_of(path: Path) -> dict[int, int]:
 def read_around(config: DataConfig, path: Path, name: str, task: str) -> Read | None:
     """What the file holds if each bad byte is taken for a character, less the rows that begin in a line with one; None if even so nothing."""
     bad = lines_of(path)
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / (path.stem if _packed(path) else path.name)
-        with _bytes(path) as stream, copy.open("wb") as mended:
-            for raw in stream:
-                mended.write(raw.decode("utf-8", "replace").encode("utf-8"))
+    with mended(path) as copy:
         try:
             read = read_conversations(config, copy, name, task)
         except BadInput:
             return None
     return replace(read, conversations=[c for c in read.conversations if int(c.source.rpartition(":")[2]) not in bad])
+
+
+@contextmanager
+def mended(path: Path) -> Iterator[Path]:
+    """A copy, while it is needed, in which a replacement character stands for each bad byte."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / (path.stem if _packed(path) else path.name)
+        with _bytes(path) as stream, copy.open("wb") as written:
+            for raw in stream:
+                written.write(raw.decode("utf-8", "replace").encode("utf-8"))
+        yield copy
 
 
 def finding(path: Path, name: str, error: BadInput) -> list[Finding]:
