@@ -30,6 +30,11 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/dequantize.py
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/optimizer.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/packing.py
 
 torture: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -353,7 +353,12 @@ def test_a_list_of_datasets_names_each_by_its_path_or_by_what_is_otherwise_for_i
     assert isinstance(run.data.train, list) and run.data.train[0] == "a.jsonl"
     entry = run.data.train[1]
     assert isinstance(entry, DataEntry) and entry.settings() == {"prompt": "{q}", "completion": "{a}"}
-    assert DataEntry(path="c.jsonl", format="messages").settings() == {"prompt": None, "completion": None, "columns": None, "format": "messages"}
+    assert DataEntry(path="c.jsonl", format="messages").settings() == {
+        "prompt": None,
+        "completion": None,
+        "columns": None,
+        "format": "messages",
+    }
 
 
 @pytest.mark.parametrize(
@@ -378,7 +383,9 @@ def test_a_fault_in_a_list_of_datasets_is_named_by_its_entry_and_key(data: dict[
 
 def test_a_list_on_the_command_line_is_yaml_and_a_template_is_text():
     raw = {"model": "acorn", "data": {"train": "x"}}
-    run, _ = validate(raw, "c.yaml", ["data.train=[a.jsonl, {path: b.jsonl, weight: 2}]", "data.prompt=[{text}]", "data.completion={label}"])
+    run, _ = validate(
+        raw, "c.yaml", ["data.train=[a.jsonl, {path: b.jsonl, weight: 2}]", "data.prompt=[{text}]", "data.completion={label}"]
+    )
     assert run.data.train == ["a.jsonl", DataEntry(path="b.jsonl", weight=2)]
     assert (run.data.prompt, run.data.completion) == ("[{text}]", "{label}")
     assert validate(raw, "c.yaml", ['data.prompt=["{a}?", "{a}!"]'])[0].data.phrasings == ("{a}?", "{a}!")

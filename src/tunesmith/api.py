@@ -183,9 +183,13 @@ def evaluate(
     variants = [conversations, *(sensitivity.rephrased(conversations, phrasings) if phrasings else [])]
     base = _open(run.model, run, run.training.dtype, run.data.template)
     for name, path in named.items():
-        base.add_adapter(name, path, own=name == own_name(folder))  # before anything is measured: a wrong adapter should not cost the minutes of the others
+        base.add_adapter(
+            name, path, own=name == own_name(folder)
+        )  # before anything is measured: a wrong adapter should not cost the minutes of the others
     rendered = [tasks.task_rows(rows, training, run.evaluation, base.renderer, base.loaded.context) for rows in variants]
-    measured: list[dict[str, dict[str, score.Measured]]] = [{"majority": found} if (found := tasks.majority(rows)) else {} for rows in rendered]
+    measured: list[dict[str, dict[str, score.Measured]]] = [
+        {"majority": found} if (found := tasks.majority(rows)) else {} for rows in rendered
+    ]
 
     def measure(opened: "Model", adapter: str | None, name: str) -> None:
         limited = f"{of_all} rows (evaluation.limit)" if of_all else " rows"
@@ -380,7 +384,9 @@ class Model:
         if isinstance(prompts, str):
             raise BadInput("prompts should be a list of prompts, not one text", where="generate", fix="generate([prompt])[0]")
         if tools and len(tools) != len(prompts):
-            raise BadInput(f"there are {len(prompts):,} prompts and tools for {len(tools):,}", where="generate", fix="tools=[…] for each prompt")
+            raise BadInput(
+                f"there are {len(prompts):,} prompts and tools for {len(tools):,}", where="generate", fix="tools=[…] for each prompt"
+            )
         name, of_each = self.chosen(adapter), tools or [()] * len(prompts)
         ids = [
             self.renderer.prompt_ids(self._messages(prompt, name), f"prompt {n}", defined)

@@ -162,7 +162,9 @@ def init(
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML config; or use --model and --data.")] = None,
     model: Annotated[str | None, typer.Option(help="acorn, a local folder or a hub id.")] = None,
-    data: Annotated[str | None, typer.Option(help="Training examples: a file, a folder of files (a mixture of tasks) or a hub dataset.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Training examples: a file, a folder of files (a mixture of tasks) or a hub dataset.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="full, lora or qlora.")] = None,
     output: Annotated[str | None, typer.Option(help="The run folder; by default runs/ and the config's or data file's name.")] = None,
     prompt: Annotated[str | None, typer.Option(help='Template of the prompt, as "Spam or ham? {text}".')] = None,
@@ -324,7 +326,11 @@ def _must_be_a_page(html: Path | None) -> None:
     if html.is_dir():
         raise BadInput("this is a folder, and the page is a file", where=f"--html {html}", fix=f"--html {html / 'page.html'}")
     if not html.absolute().parent.is_dir():
-        raise BadInput("there is no such folder for the page", where=f"--html {html}", fix=f"mkdir -p {shlex.quote(str(html.parent))}, or another --html")
+        raise BadInput(
+            "there is no such folder for the page",
+            where=f"--html {html}",
+            fix=f"mkdir -p {shlex.quote(str(html.parent))}, or another --html",
+        )
 
 
 def _must_be_a_config(path: Path) -> None:
@@ -580,10 +586,16 @@ def chat(
 def show(
     data: Annotated[str, typer.Argument(help="A config, a run folder, or a file of examples.")],
     model: Annotated[str | None, typer.Option(help="Whose tokenizer and template; by default the config's, or acorn.")] = None,
-    row: Annotated[list[str] | None, typer.Option(metavar="LINE", help="The row that starts at this line, or FILE:LINE; repeatable.")] = None,
+    row: Annotated[
+        list[str] | None, typer.Option(metavar="LINE", help="The row that starts at this line, or FILE:LINE; repeatable.")
+    ] = None,
     search: Annotated[str | None, typer.Option(help="Rows that hold this text.")] = None,
-    worst: Annotated[int | None, typer.Option(min=1, help="This many of the longest, the oddest, the least trained and the cut rows.")] = None,
-    packed: Annotated[bool, typer.Option("--packed", help="What a step computes with training.packing, with the borders of documents.")] = False,
+    worst: Annotated[
+        int | None, typer.Option(min=1, help="This many of the longest, the oddest, the least trained and the cut rows.")
+    ] = None,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="What a step computes with training.packing, with the borders of documents.")
+    ] = False,
     step: Annotated[int, typer.Option(min=1, help="With --packed: which step.")] = 1,
     most: Annotated[int, typer.Option(min=1, help="Rows shown of those that --search or --packed finds.")] = 10,
     prompt: Annotated[str | None, typer.Option(help='Template of the prompt, as "Spam or ham? {text}".')] = None,
@@ -596,7 +608,11 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Paint rows token by token: what is learned, what is ignored, what the length limit cuts."""
-    given = [flag for flag, value in (("--row", row), ("--search", search), ("--worst", worst), ("--packed", packed or None)) if value is not None]
+    given = [
+        flag
+        for flag, value in (("--row", row), ("--search", search), ("--worst", worst), ("--packed", packed or None))
+        if value is not None
+    ]
     if len(given) > 1:
         raise BadInput("rows are chosen in one way at a time", where=" ".join(given), fix=given[0])
     if step != 1 and not packed:
@@ -606,7 +622,9 @@ def show(
         "data.test": _share_or_file(test), "training.max_length": max_length,
     }  # fmt: skip
     spelled = {
-        f"{key}={json.dumps(value)}": f"--{key.rpartition('.')[2].replace('_', '-')} {value}" for key, value in flags.items() if value is not None
+        f"{key}={json.dumps(value)}": f"--{key.rpartition('.')[2].replace('_', '-')} {value}"
+        for key, value in flags.items()
+        if value is not None
     }
     from tunesmith import paint
 

@@ -101,7 +101,8 @@ class DataConfig(Section):
     )
     on_bad_row: Literal["error", "skip"] = Field("error", description="a row that cannot be read; skip counts them")
     answer_schema: str | None = Field(
-        None, description="a file with a JSON Schema (draft 2020-12) that every answer must fulfil: rows that break it stop the run, by line"
+        None,
+        description="a file with a JSON Schema (draft 2020-12) that every answer must fulfil: rows that break it stop the run, by line",
     )
     duplicates: Literal["keep", "drop"] = Field("keep", description="rows equal to an earlier one; kept ones never straddle a split")
     near_duplicates: Similarity | Literal["off"] = Field(
@@ -110,7 +111,8 @@ class DataConfig(Section):
         "nearly asking what a held-out file asks are removed, counted; off: only prompts equal but for case and spacing",
     )
     group_by: str | None = Field(
-        None, description="a column such as author or document: rows with one value stay in one split, and are removed beside a held-out file"
+        None,
+        description="a column such as author or document: rows with one value stay in one split, and are removed beside a held-out file",
     )
     limit: int | None = Field(
         None,
@@ -192,8 +194,9 @@ class LoraConfig(Section):
     alpha: float | None = Field(None, gt=0, description="scale of the update is alpha / rank; by default 2 * rank")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the adapter's input while training")
     targets: Literal["all-linear"] | list[str] = Field(
-        "all-linear", description="every linear layer but the head, or names such as [q_proj, v_proj]; a mixture's experts only by name: "
-        "[q_proj, experts.gate_up_proj, experts.down_proj]"
+        "all-linear",
+        description="every linear layer but the head, or names such as [q_proj, v_proj]; a mixture's experts only by name: "
+        "[q_proj, experts.gate_up_proj, experts.down_proj]",
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732)")
     continue_from: str | None = Field(None, description="a run or an adapter folder to start from instead of B = 0")
@@ -638,7 +641,9 @@ def validate(
     must_be_read(run, where, lambda path: _set_by(path, overrides, spelled))
     given = set(converted.get("quantization") or ())
     all_of_them = set(QuantizationConfig.model_fields)
-    if run.method != "qlora" and given and given not in (all_of_them, all_of_them - {"embeddings"}):  # a saved run spells out all that there were
+    if (
+        run.method != "qlora" and given and given not in (all_of_them, all_of_them - {"embeddings"})
+    ):  # a saved run spells out all that there were
         key = f"quantization.{sorted(given)[0]}"
         raise BadInput(
             f"method {run.method} does not read {key}",
@@ -740,7 +745,9 @@ def _first_problem(error: ValidationError, where: str) -> BadInput:
     if isinstance(given, list) and inside:
         return _problem_of_entry(max(inside, key=lambda e: len(e["loc"])), path, where)
     if path in sections() and not isinstance(given, Mapping):
-        key = {"quantization": "scheme", "data": "train", "lora": "rank", "training": "epochs"}.get(path) or next(iter(sections()[path].model_fields))
+        key = {"quantization": "scheme", "data": "train", "lora": "rank", "training": "epochs"}.get(path) or next(
+            iter(sections()[path].model_fields)
+        )
         fix = f"{path}.{key}: {given}" if path in ("quantization", "data") else f"{path}.{key}: …; docs/configuration.md lists the others"
         return BadInput(f'"{path}" is a section with keys of its own and cannot be {given!r}', where=where, fix=fix)
     message = problem["msg"].removeprefix("Value error, ")

@@ -63,7 +63,9 @@ def must_be_new(output: Path) -> None:
             made.append(folder)
     except OSError as error:
         why = error.strerror or str(error)
-        raise BadInput(f"no folder can be made at the output: {why[0].lower()}{why[1:]}", where=str(output), fix="another --output") from None
+        raise BadInput(
+            f"no folder can be made at the output: {why[0].lower()}{why[1:]}", where=str(output), fix="another --output"
+        ) from None
     finally:
         for folder in reversed(made):
             folder.rmdir()

@@ -163,14 +163,18 @@ def test_a_long_text_is_cut_into_windows_in_which_every_token_is_learned_once(tm
     assert any(f"1 training texts cut into {len(rows.train)} windows" in line for line in rows.said)
 
 
-@pytest.mark.parametrize(("policy", "words"), [("keep", "learned as the beginning"), ("strip", "left out"), ("untrained", "does not learn it")])
+@pytest.mark.parametrize(
+    ("policy", "words"), [("keep", "learned as the beginning"), ("strip", "left out"), ("untrained", "does not learn it")]
+)
 def test_what_is_done_with_thinking_is_said_when_rows_have_some(tmp_path: Path, policy: str, words: str):
     train = tmp_path / "a.jsonl"
     answers = ["<think>\nbecause\n</think>\n\nspam", "ham"]
     train.write_text("".join(json.dumps({"prompt": f"lunch {n}", "completion": answer}) + "\n" for n, answer in enumerate(answers)))
     data = config(str(train), thinking=policy)
     rows = load_rows(load_parts(data), data, 64, Renderer(byte_level_tokenizer(), thinking=policy))
-    assert [line for line in rows.said if words in line and "1 training row with thinking: " in line and f"(data.thinking: {policy})" in line]
+    assert [
+        line for line in rows.said if words in line and "1 training row with thinking: " in line and f"(data.thinking: {policy})" in line
+    ]
     learned = [byte_level_tokenizer().decode(e.ids[e.trained]) for e in rows.train]
     assert any("because" in text for text in learned) == (policy == "keep")
     data = config(rows_file(tmp_path / "b.jsonl", ["lunch"]), thinking=policy)

@@ -182,7 +182,13 @@ def _same_weights(path: Path) -> None:
     found = weights_sha256(path)
     for name in sorted(told.keys() | found.keys()):
         if told.get(name) != found.get(name):
-            what = "is missing" if name not in found else "is no part of this model" if name not in told else "was changed since it was written"
+            what = (
+                "is missing"
+                if name not in found
+                else "is no part of this model"
+                if name not in told
+                else "was changed since it was written"
+            )
             raise BadInput(
                 f"a file of the quantised weights {what}", where=str(path / name),
                 fix="copy, download or quantise the model again (if the weights are meant to be others, remove tunesmith.json)",
