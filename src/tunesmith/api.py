@@ -77,7 +77,7 @@ def train(config: Run | str | Path | Mapping[str, Any], command: str = "", check
     if int(os.environ.get("RANK", "0")) == 0:
         RunFolder.must_be_free(Path(run.output).expanduser().absolute())  # before the minutes that a look at large data takes
     _look_at_data(run, check, more or f"tunesmith check {config if isinstance(config, str | Path) else run.data.train}")
-    return _complete(loop.train(run, command))
+    return _complete(RunFolder(Path(run.output).expanduser()), lambda: loop.train(run, command))
 
 
 def _look_at_data(run: Run, thorough: bool, more: str) -> None:
@@ -118,13 +118,15 @@ def resume(path: str | Path) -> RunFolder:
     if folder.status().get("state") == "trained":  # stopped while it was being measured
         for line in loop.config_changes(folder, folder.run(), checkpoint.newest_valid(folder.checkpoints)[0]):
             say(line)
-        return _complete(folder)
-    return _complete(loop.resume(folder))
+        return _complete(folder, lambda: folder)
+    return _complete(folder, lambda: loop.resume(folder))
 
 
-def _complete(folder: RunFolder) -> RunFolder:
-    if distributed.rank() == 0:
-        try:
+def _complete(folder: RunFolder, work: Callable[[], RunFolder]) -> RunFolder:
+    """Do the training, then measure and report. A stop after the last step, wherever it comes, leaves a run that can be measured later."""
+    try:
+        folder = work()
+        if distributed.rank() == 0:
             with folder.named_in_disk_errors():
                 if folder.run().data.has_test:
                     evaluate(folder)  # writes card and report too
@@ -133,10 +135,10 @@ def _complete(folder: RunFolder) -> RunFolder:
                     write_report(folder.path)
                 # last: a run whose report could not be written is not done, and resume writes it
                 folder.set_status(state="done", problem=None, ended=now(), resume_command=None)
-        except BaseException as error:
-            if not _was_stopped(error):
-                raise
-            raise loop.unmeasured(folder) from None
+    except BaseException as error:
+        if not _was_stopped(error) or folder.status().get("state") != "trained":
+            raise
+        raise loop.unmeasured(folder) from None
     distributed.barrier()
     return folder
 

@@ -109,12 +109,16 @@ def test_a_run_is_not_measured_on_a_base_that_took_the_place_of_its_own(tiny_mod
     else:
         shutil.rmtree(base)
         (tmp_path / "new").rename(base)
-    what = "in nf4, blocks of 32.* this one is in int8" if case == "other bits" else "whose weights are not these"
+    what = {
+        "other bits": "in nf4, blocks of 32.* this one is in int8", "other weights": "whose weights are not these",
+        "other weights beside the old facts": "was changed since it was written",
+    }[case]  # fmt: skip
     for use in (lambda: tunesmith.load(folder.path), lambda: evaluate(folder, data=str(tmp_path / "rows.jsonl"))):
         with pytest.raises(BadInput, match=what) as error:
             use()
-        assert str(folder.adapter) in error.value.where and str(base) in error.value.where
-        assert "base" in error.value.fix
+        assert str(base) in error.value.where
+        if case != "other weights beside the old facts":
+            assert str(folder.adapter) in error.value.where and "base" in error.value.fix
 
 
 def test_a_base_that_was_saved_quantised_trains_and_keeps_its_own_codes(tiny_model: Path, tmp_path: Path):
