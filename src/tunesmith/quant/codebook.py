@@ -34,6 +34,8 @@ class Codebook:
     order_16: Tensor
 
     def to(self, device: torch.device) -> "Codebook":
+        if self.levels_16.device == device:  # asked for with every weight: three copies that copy nothing take time too
+            return self
         return Codebook(self.levels_16.to(device), self.bounds_15.to(device), self.order_16.to(device))
 
 

@@ -123,7 +123,6 @@ def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return dequantize_into(q, torch.empty(q.shape, dtype=dtype, device=q.codes.device))
 
 
-@torch.no_grad()
 def dequantize_into(q: QTensor, out_NK: Tensor) -> Tensor:
     """The same into a contiguous buffer of N·K numbers, float32 or bfloat16; every value is computed in float32 and rounded once."""
     out = out_NK.view(q.rows_cols)
@@ -200,6 +199,7 @@ def spans(k: int, block_size: int | None) -> Iterator[tuple[slice, slice, int]]:
         yield slice(whole * block, k), slice(whole, whole + 1), k % block
 
 
+@torch.no_grad()
 def _dequantize_affine(q: QTensor, out: Tensor) -> None:
     n, k = out.shape
     n_blocks = -(-k // (q.scheme.block_size or k))
