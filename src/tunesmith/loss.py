@@ -43,6 +43,19 @@ class Scored(nn.Module):
         self.why_full_logits = _why_full_logits(model)
 
     def forward(self, batch: Batch) -> Nll:
+        states_ND, target_N, _ = self.at_trained(batch)
+        if self.why_full_logits is not None:
+            return Nll(nn.functional.cross_entropy(states_ND.float(), target_N, reduction="sum"), batch.n_trained)
+        hidden_ND = states_ND.to(self.compute_dtype)
+        head = self.model.get_output_embeddings()
+        # a quantised head lies in a buffer until the next layer is used: linear_nll is done with it when it returns, gradients included
+        return Nll(linear_nll(hidden_ND, dense_weight(head, hidden_ND.dtype), getattr(head, "bias", None), target_N), batch.n_trained)
+
+    def at_trained(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the positions before trained tokens: the trunk's output, or the full logits where those are used; the tokens; where they are.
+
+        states [N, D] or [N, V], target int64 [N], places int64 [N] in the flattened batch.
+        """
         weights_dtype = self.model.get_input_embeddings().weight.dtype
         autocast = self.compute_dtype == torch.bfloat16 and weights_dtype == torch.float32
         at = torch.nonzero(batch.labels_BT.flatten() != IGNORED)[:, 0]
@@ -52,15 +65,8 @@ class Scored(nn.Module):
             reads["position_ids"] = batch.positions_BT
         in_compute_dtype = torch.autocast(batch.ids_BT.device.type, dtype=torch.bfloat16, enabled=autocast)
         with in_compute_dtype, documents(self.model, batch.document_BT):
-            if self.why_full_logits is not None:
-                logits_BTV = self.model(**reads).logits
-                logits_NV = logits_BTV.flatten(0, 1).index_select(0, at).float()
-                return Nll(nn.functional.cross_entropy(logits_NV, target_N, reduction="sum"), batch.n_trained)
-            hidden_BTD = self.model.base_model(**reads).last_hidden_state
-        hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, at).to(self.compute_dtype)
-        head = self.model.get_output_embeddings()
-        # a quantised head lies in a buffer until the next layer is used: linear_nll is done with it when it returns, gradients included
-        return Nll(linear_nll(hidden_ND, dense_weight(head, hidden_ND.dtype), getattr(head, "bias", None), target_N), batch.n_trained)
+            states = self.model(**reads).logits if self.why_full_logits is not None else self.model.base_model(**reads).last_hidden_state
+            return states.flatten(0, 1).index_select(0, at), target_N, at
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -114,10 +115,12 @@ def windows(example: Example, max_length: int) -> list[Example]:
     return [Example(example.ids[s : s + max_length], example.trained[s : s + max_length], example.source) for s in starts]
 
 
-def next_token_labels(ids: Sequence[int], trained: Sequence[bool] | Sequence[int], length: int) -> list[int]:
+def next_token_labels(ids: npt.ArrayLike, trained: npt.ArrayLike, length: int) -> npt.NDArray[np.int64]:
     """labels[t] = ids[t + 1] where that token is trained, else -100; padded to `length` with -100."""
-    labels = [int(i) if t else IGNORED for i, t in zip(ids[1:], trained[1:], strict=True)]
-    return labels + [IGNORED] * (length - len(labels))
+    following = np.asarray(ids)[1:]
+    labels = np.full(length, IGNORED, dtype=np.int64)
+    labels[: len(following)] = np.where(np.asarray(trained, dtype=bool)[1:], following, IGNORED)
+    return labels
 
 
 def collate(examples: Sequence[Example], length: int | None = None) -> Batch:
@@ -128,7 +131,7 @@ def collate(examples: Sequence[Example], length: int | None = None) -> Batch:
     for row, example in enumerate(examples):
         n = len(example)
         ids_BT[row, :n] = example.ids
-        labels_BT[row, : n - 1] = np.where(example.trained[1:], example.ids[1:], IGNORED)
+        labels_BT[row] = next_token_labels(example.ids, example.trained, length)
     n_trained = int((labels_BT != IGNORED).sum())
     return Batch(torch.from_numpy(ids_BT), torch.from_numpy(labels_BT), n_trained, tuple(example.source for example in examples))
 
@@ -138,9 +141,8 @@ def collate_row(row: Row, length: int | None = None) -> Batch:
     n, length = len(row), length or len(row)
     ids_T = np.zeros(length, dtype=np.int64)
     ids_T[:n] = row.ids
-    labels_T = np.full(length, IGNORED, dtype=np.int64)
     # the token after a document's last one is another document's first: positions tell, whatever is trained
-    labels_T[: n - 1] = np.where(row.trained[1:] & (row.positions[1:] > 0), row.ids[1:], IGNORED)
+    labels_T = next_token_labels(row.ids, row.trained & (row.positions > 0), length)
     positions_T = np.concatenate([row.positions, np.arange(length - n)])
     document_T = np.concatenate([row.document, np.full(length - n, row.document[-1] + 1)])
     ids_BT, labels_BT, positions_BT, document_BT = (torch.from_numpy(x_T)[None] for x_T in (ids_T, labels_T, positions_T, document_T))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tunesmith.data.batches import IGNORED, Batch, collate, cut
+from tunesmith.data.batches import Batch, collate, cut
 from tunesmith.data.template import Example
 from tunesmith.loss import Scored
 from tunesmith.model.frozen import dense_weight
@@ -49,15 +49,7 @@ def log_likelihoods(scored: Scored, examples: Sequence[Example], micro_batch_tok
 
 def _of_tokens(scored: Scored, batch: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Of each trained token its row in the batch and its log-probability."""
-    at = torch.nonzero(batch.labels_BT.flatten() != IGNORED)[:, 0]
-    target_N = batch.labels_BT.flatten()[at]
-    weights_dtype = scored.model.get_input_embeddings().weight.dtype
-    autocast = scored.compute_dtype == torch.bfloat16 and weights_dtype == torch.float32
-    with torch.autocast(batch.ids_BT.device.type, dtype=torch.bfloat16, enabled=autocast):
-        if scored.why_full_logits is not None:
-            states_ND = scored.model(input_ids=batch.ids_BT, use_cache=False).logits.flatten(0, 1).index_select(0, at)
-        else:
-            states_ND = scored.model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state.flatten(0, 1).index_select(0, at)
+    states_ND, target_N, at = scored.at_trained(batch)
     head = None if scored.why_full_logits is not None else scored.model.get_output_embeddings()
     logs = [
         _log_probability(_logits(states_CD, head, scored.compute_dtype), target_C)
