@@ -62,13 +62,13 @@ def side(raw: dict[str, Any]) -> tuple[harness.Reply, Any]:
 
     from tunesmith.config import validate
     from tunesmith.loss import Scored
-    from tunesmith.training.loop import prepare
     from tunesmith.training.optim import build_optimizer, clip_grad_norm
+    from tunesmith.training.ready import prepare
 
     ready = prepare(validate(raw, "benchmarks/packing.py")[0], "bench")
     parameters, rows, training = ready.tuned.parameters, ready.step_rows, ready.run.training
     scored = Scored(ready.tuned.loaded.model, ready.tuned.compute_dtype)
-    optimizer = build_optimizer(parameters, training, ready.plan.rate)
+    optimizer = build_optimizer(parameters, training, ready.timetable.rate)
     ready.tuned.loaded.model.train()
 
     def step(command: harness.Command) -> harness.Reply:

@@ -47,8 +47,9 @@ from tunesmith.progress import progress, say, upto  # noqa: E402
 from tunesmith.quant.scheme import Scheme, scheme_of_words  # noqa: E402
 from tunesmith.report import write_model_card, write_report  # noqa: E402
 from tunesmith.runs import RunFolder, adapter_of, now, save_evaluation  # noqa: E402
-from tunesmith.training import checkpoint, distributed, loop  # noqa: E402
+from tunesmith.training import checkpoint, distributed, loop, resuming, stopping  # noqa: E402
 from tunesmith.training.method import load_base  # noqa: E402
+from tunesmith.training.ready import prepare  # noqa: E402
 
 Prompt = str | Sequence[Mapping[str, str] | Message]
 SAMPLES_KEPT = 24  # answers shown in the report
@@ -116,7 +117,7 @@ def resume(path: str | Path) -> RunFolder:
     """Continue a run that was stopped, then measure and report."""
     folder = RunFolder.open(path)
     if folder.status().get("state") == "trained":  # stopped while it was being measured
-        for line in loop.config_changes(folder, folder.run(), checkpoint.newest_valid(folder.checkpoints)[0]):
+        for line in resuming.config_changes(folder, folder.run(), checkpoint.newest_valid(folder.checkpoints)[0]):
             say(line)
         return _complete(folder, lambda: folder)
     return _complete(folder, lambda: loop.resume(folder))
@@ -138,7 +139,7 @@ def _complete(folder: RunFolder, work: Callable[[], RunFolder]) -> RunFolder:
     except BaseException as error:
         if not _was_stopped(error) or folder.status().get("state") != "trained":
             raise
-        raise loop.unmeasured(folder) from None
+        raise stopping.unmeasured(folder) from None
     distributed.barrier()
     return folder
 
@@ -642,7 +643,7 @@ def dry_run(config: Run, check: bool = True, more: str = "") -> list[str]:
     check, more   as of `train`
     """
     _look_at_data(config, check, more or f"tunesmith check {config.data.train}")
-    said = loop.prepare(config, "dry-run").said
+    said = prepare(config, "dry-run").said
     if (Path(config.output) / "config.yaml").is_file():
         said = [*said, f"{config.output} already holds a run: choose another output before training"]
     return said

@@ -26,7 +26,7 @@ from tunesmith.errors import BadInput
 from tunesmith.model.load import find_model, load_tokenizer
 from tunesmith.progress import counted
 from tunesmith.starter import can_be_guessed, columns_for, settings_for
-from tunesmith.training.loop import longest_example
+from tunesmith.training.ready import longest_example
 
 KINDS_IN_AN_ERROR = 8
 

@@ -18,7 +18,9 @@ from tunesmith.errors import BadInput, Interrupted, MachineFailed
 from tunesmith.loss import Scored
 from tunesmith.runs import RunFolder
 from tunesmith.training.checkpoint import open_valid, save, steps_of
-from tunesmith.training.loop import State, _validate, prepare, resume, train
+from tunesmith.training.loop import _validate, resume, train
+from tunesmith.training.ready import prepare
+from tunesmith.training.resuming import State
 
 METHODS = {
     "lora": {"method": "lora", "lora": {"rank": 4}},
@@ -380,7 +382,7 @@ def test_an_adapted_layer_without_a_gradient_stops_the_run(tiny_model: Path, tmp
 
 def test_both_ways_of_attention_on_a_cpu_take_the_same_steps(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept = train(make_run(tiny_model, tmp_path, "kept", **METHODS["lora"], training={"steps": 4}))
-    monkeypatch.setattr("tunesmith.training.loop.KEPT_SCORE_BYTES", 0)
+    monkeypatch.setattr("tunesmith.training.ready.KEPT_SCORE_BYTES", 0)
     flash = train(make_run(tiny_model, tmp_path, "flash", **METHODS["lora"], training={"steps": 4}))
     for a, b in zip(losses(kept), losses(flash), strict=True):
         assert a == pytest.approx(b, rel=1e-5)

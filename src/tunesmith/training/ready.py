@@ -1,0 +1,146 @@
+"""A run made concrete: its data read and rendered, its model loaded, its steps counted; nothing is written yet.
+
+ready = prepare(run, "spam")
+ready.tuned.parameters, ready.step_rows.micro_batches(0), ready.timetable.steps
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tunesmith.config import Run
+from tunesmith.data.batches import StepRows, lengths_of, padding_share
+from tunesmith.data.cache import RowsCache
+from tunesmith.data.rows import Rows, load_parts, load_rows
+from tunesmith.data.template import Renderer
+from tunesmith.errors import BadInput
+from tunesmith.model.attention import keep_documents_apart
+from tunesmith.progress import counted
+from tunesmith.training import distributed
+from tunesmith.training.method import Tuned, build
+from tunesmith.training.optim import learning_rate
+
+DEFAULT_MAX_LENGTH = 512
+KEPT_SCORE_BYTES = 1 << 30  # for rows of 256 tokens, a model of some ten million parameters
+PADDING_STEPS = 100  # of which the padding is counted before the first
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """How many steps a run takes, and at which of them something is due; `rate` is the highest learning rate."""
+
+    steps: int
+    validate_every: int
+    save_every: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run with its data checked and its model loaded, before the first step.
+
+    padding   share of what its first steps compute that is no token, "unpacked" and "packed"
+    """
+
+    run: Run
+    tuned: Tuned
+    renderer: Renderer
+    rows: Rows
+    step_rows: StepRows
+    timetable: Timetable
+    padding: dict[str, float]
+    said: list[str]
+
+
+def prepare(run: Run, name: str) -> Ready:
+    """Load everything a run needs and say what it found; nothing is written."""
+    distributed.start()
+    torch.manual_seed(run.training.seed)
+    kept = RowsCache(run.data)
+    parts = load_parts(run.data) if kept.is_empty else None  # first: a wrong path should not cost the loading of a model
+    tuned = build(run, name)
+    renderer = Renderer(tuned.loaded.tokenizer, run.data.template, tuned.loaded.eos_ids, tuned.loaded.n_ids, run.data.thinking)
+    max_length = longest_example(run.training.max_length, tuned.loaded.context)
+    rows = kept.rows(renderer, max_length, make=lambda: load_rows(parts or load_parts(run.data), run.data, max_length, renderer))
+    training = run.training
+    step_rows = StepRows(
+        rows.train, training.batch_size, training.seed, training.micro_batch_tokens, training.micro_batch_size, training.packing, training.batch_tokens
+    )  # fmt: skip
+    steps_per_epoch = step_rows.steps_of_epoch(0)
+    steps = training.steps or step_rows.steps_of(training.epochs)
+    rate, reason = learning_rate(run, tuned.loaded.model.config.get_text_config().hidden_size)
+    timetable = Timetable(
+        steps, run.training.validate_every or min(steps, steps_per_epoch), run.training.save_every or min(steps, steps_per_epoch), rate
+    )
+    first_steps = range(min(steps, PADDING_STEPS))
+    padding = {name: padding_share(replace(step_rows, packing=name == "packed"), first_steps) for name in ("unpacked", "packed")}
+    said = [
+        *rows.said,
+        *tuned.said,
+        *_attention_for(tuned, int(max(lengths_of(part).max(initial=0) for part in (rows.train, rows.validation))), run),
+        *_padding_in_words(padding, training.packing),
+        reason,
+        _steps_in_words(steps, step_rows),
+    ]
+    return Ready(run, tuned, renderer, rows, step_rows, timetable, padding, said)
+
+
+def _steps_in_words(steps: int, rows: StepRows) -> str:
+    n_examples, per_epoch = len(rows.examples), rows.steps_of_epoch(0)
+    size = counted(min(rows.batch_size, n_examples), "example")
+    if rows.batch_tokens is not None:
+        n_longer = int((lengths_of(rows.examples) > rows.batch_tokens).sum())
+        size = f"at most {counted(rows.batch_tokens, 'token')}"
+        size += f" ({counted(n_longer, 'longer example')} by themselves)" if n_longer else ""
+    return f"{counted(steps, 'step')} of {size}; {counted(per_epoch, 'step')} {'sees' if per_epoch == 1 else 'see'} every example once"
+
+
+def _padding_in_words(share: Mapping[str, float], packing: bool) -> list[str]:
+    if packing:
+        return [f"{share['packed']:.1%} of what is computed is padding; without packing it would be {share['unpacked']:.1%}"]
+    return [f"{share['unpacked']:.1%} of what is computed is padding; training.packing: true would leave {share['packed']:.1%}"]
+
+
+def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
+    """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few.
+
+    Flash attention's backward pass is several times slower there. Packed rows choose document by document, padded ones once; the same
+    mathematics either way.
+    """
+    model, config = tuned.loaded.model, tuned.loaded.model.config.get_text_config()
+    n_kept = 1 if run.training.gradient_checkpointing else config.num_hidden_layers
+    score_bytes = (
+        getattr(config, "num_attention_heads", 1) * n_kept * 8
+    )  # of one in each head and layer: float32, bf16, bf16; Mamba has no heads
+    on_cpu = model.device.type == "cpu"
+    if run.training.packing:
+        keep_documents_apart(model, KEPT_SCORE_BYTES // score_bytes if on_cpu else 0, longest)
+        return ["packed rows: tried on this model, no example sees another"]
+    most_bytes = run.training.micro_batch_tokens * longest * score_bytes
+    if not on_cpu or config._attn_implementation != "sdpa" or most_bytes > KEPT_SCORE_BYTES:
+        return []
+    model.set_attn_implementation("eager")
+    return [f"attention scores are kept (at most {most_bytes / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"]
+
+
+def longest_example(asked: int | None, context: int | None) -> int:
+    """Tokens of the longest example: as asked if the model was made for it, otherwise 512 or what the model was made for."""
+    if asked is None:
+        return min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
+    if context is not None and asked > context:
+        raise BadInput(
+            f"the model was made for {context:,} positions", where=f"training.max_length: {asked}", fix=f"training.max_length: {context}"
+        )
+    return asked
+
+
+def serving_facts(ready: Ready) -> dict[str, Any]:
+    """What must be equal when the tuned model answers (FAILURES 1)."""
+    renderer, run, scheme = ready.renderer, ready.run, ready.tuned.loaded.scheme
+    return {
+        "renderer": renderer.fingerprint(), "template": renderer.mode, "stop_ids": sorted(renderer.stop_ids),
+        "prompt": run.data.form, "system": run.data.system, "dtype": run.training.dtype,
+        "base_scheme": None if scheme is None else str(scheme),
+    }  # fmt: skip

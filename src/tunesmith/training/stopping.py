@@ -1,0 +1,79 @@
+"""How a run ends before its end: a signal after this step, a second one at once, an error; whatever it is stands in its status.
+
+with signals() as stop, end_noted(folder, stop):
+    stop.patient = True                  # from here on the steps look at stop.asked themselves
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from tunesmith.errors import Interrupted, MachineFailed, TunesmithError
+from tunesmith.progress import say
+from tunesmith.runs import RunFolder, now
+from tunesmith.training import checkpoint, distributed
+
+
+class Stop:
+    """asked: a signal came. patient: the steps look for it themselves. hurried: KeyboardInterrupt was raised. ending: no more is heeded."""
+
+    asked = patient = hurried = ending = False
+
+
+@contextmanager
+def signals() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; the second one, or one where there is no step to end, stops at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.ending:
+            return
+        if stop.asked or not stop.patient:
+            stop.asked = stop.hurried = True
+            raise KeyboardInterrupt
+        stop.asked = True
+        with suppress(RuntimeError):  # the signal came in the middle of another line to the same stream
+            say("stopping after this step and saving; once more stops at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def end_noted(folder: RunFolder, stop: Stop) -> Iterator[None]:
+    """Whatever ends the run stands in its status; a stop after a step has already said so itself."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except BaseException as error:
+        # a library may have made another error of our KeyboardInterrupt
+        at_once = isinstance(error, KeyboardInterrupt) or stop.hurried
+        if at_once:
+            stop.ending = True
+            if folder.status().get("state") == "trained":
+                raise unmeasured(folder) from None
+        problem = error.what if isinstance(error, TunesmithError) else str(error).strip().split("\n")[0] or type(error).__name__
+        ended = {"state": "interrupted", "problem": None} if at_once else {"state": "failed", "problem": problem}
+        if distributed.rank() == 0:
+            with suppress(MachineFailed):  # where the disk is full, what is being raised says so
+                folder.set_status(**ended, resume_command=folder.resume_command, ended=now())
+        if not at_once:
+            raise
+        kept = [step for step, _ in checkpoint.steps_of(folder.checkpoints)]
+        what = f"the steps up to {kept[-1]:,} are saved" if kept else "nothing was saved yet, so it begins again"
+        raise Interrupted(f"stopped at once; {what}", where=str(folder.path), fix=folder.resume_command) from None
+
+
+def unmeasured(folder: RunFolder) -> Interrupted:
+    """What is said where Ctrl-C comes after the last step; `resume` measures and reports."""
+    return Interrupted("training is finished and saved; measuring was stopped", where=str(folder.path), fix=folder.resume_command)
