@@ -221,7 +221,12 @@ def figures(data: Path, runs: Path, seeds: Sequence[int], sets: Sequence[str]) -
 
 def page(found: Mapping[str, Any]) -> str:
     """The figures as Markdown, with what they say in words that follow from them."""
-    parts = [f"## Result\n\n{verdict(found)}", _setting(found), "### Mean over the six unseen tasks", _macro_table(found)]
+    parts = [
+        f"## Result\n\n{verdict(found), what_it_knows(found)}",
+        _setting(found),
+        "### Mean over the six unseen tasks",
+        _macro_table(found),
+    ]
     parts += ["### Task by task", _task_table(found), "### What the difference is owed to", _difference_table(found)]
     parts += ["### The same rows in other words", _phrasing_table(found)]
     return "\n\n".join(parts)
@@ -245,6 +250,23 @@ def verdict(found: Mapping[str, Any], metric: str = "rouge_l") -> str:
             "What was learned is the form of the answers, not the instruction: the same rows under foreign definitions teach as much."
         )
     return "\n".join([*lines, "", f"**{conclusion}**"])
+
+
+def what_it_knows(found: Mapping[str, Any], metric: str = "rouge_l") -> str:
+    """Beside the gain: whether the right label became likelier, whether the score is worth anything, and how it hangs on the wording."""
+    models, names = found["macro"]["models"], found["arms"]["instructions"]
+    choice = found["differences"]["instructions − base"]["macro"]["choice"]
+    tuned = statistics.fmean(models[name][metric] for name in names)
+    majority = models["majority"][metric]
+    spreads = [found["phrasings"]["models"][name][metric] for name in names]
+    low, high = (statistics.fmean(spread[end] for spread in spreads) for end in ("min", "max"))
+    lines = [
+        f"- **Is the right label likelier than before, whatever form it is asked in?** {_yes(choice)}: choice {_words(choice)}."
+        + ("" if choice["low"] > 0 else " So the gain is in answering in the form that the definition asks for, not in solving the task."),
+        f"- **Is it more than the commonest answer scores?** {'Yes' if tuned > majority else 'No'}: {metric} {tuned:.3f}, and {majority:.3f}.",
+        f"- **Does it hang on the wording?** Between {low:.3f} and {high:.3f} over the phrasings of one instruction.",
+    ]
+    return "\n".join(lines)
 
 
 def _yes(interval: Mapping[str, float]) -> str:
