@@ -222,7 +222,7 @@ def figures(data: Path, runs: Path, seeds: Sequence[int], sets: Sequence[str]) -
 def page(found: Mapping[str, Any]) -> str:
     """The figures as Markdown, with what they say in words that follow from them."""
     parts = [
-        f"## Result\n\n{verdict(found), what_it_knows(found)}",
+        f"## Result\n\n{verdict(found)}\n\n{what_it_knows(found)}",
         _setting(found),
         "### Mean over the six unseen tasks",
         _macro_table(found),
