@@ -36,11 +36,14 @@ bench: $(READY)
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/packing.py
 
+# 200 kills at random times, 5 at every named instant, the same of transformers beside it: the last line counts what was lost.
 torture: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python tests/torture/torture.py --results benchmarks/results/torture.json
 
 fuzz: $(READY)
-	$(BIN)/python tests/fuzz/fuzz_formats.py 400
+	$(BIN)/python tests/fuzz/fuzz_formats.py 6000
+	$(BIN)/python tests/fuzz/fuzz_models.py 2000
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info

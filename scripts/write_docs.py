@@ -123,6 +123,20 @@ def kernels() -> str:
     return "\n".join(lines)
 
 
+def planned() -> str:
+    """docs/plan.md's table: what the plan said and what the runs took."""
+    lines = ["| run | tensors: plan | measured | off | process: plan | measured | off | kept for speed | step, in products: plan | measured | off |", "|---|" + "---:|" * 10]
+    for row in results("plan.json")["rows"]:
+        mib = {key: f"{row[key] / 2**20:,.0f} MiB" for key in ("predicted_bytes", "account_bytes", "resident_bytes", "kept_bytes")}
+        process = f"{(row['predicted_bytes'] + row['process_bytes']) / 2**20:,.0f} MiB"
+        lines.append(
+            f"| {row['workload'].removeprefix('plan-')}, {row['shape']} | {mib['predicted_bytes']} | {mib['account_bytes']} | {row['account_off']:+.1%} | "
+            f"{process} | {mib['resident_bytes']} | {row['resident_off']:+.1%} | {mib['kept_bytes']} | "
+            f"{row['predicted_probes']:,.0f} | {row['taken_probes']:,.0f} | {row['time_off']:+.1%} |"
+        )
+    return "\n".join(lines)
+
+
 def between(text: str, name: str, new: str) -> str:
     """The text with what stands between <!-- name: … --> and <!-- /name --> made anew."""
     return re.sub(rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{new}\n{m[2]}", text, flags=re.S)
@@ -130,5 +144,5 @@ def between(text: str, name: str, new: str) -> str:
 
 if __name__ == "__main__":
     (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
-    for page, name, new in ((ROOT / "README.md", "measured", measured()), (DOCS / "quantization.md", "kernels", kernels())):
+    for page, name, new in ((ROOT / "README.md", "measured", measured()), (DOCS / "quantization.md", "kernels", kernels()), (DOCS / "plan.md", "planned", planned())):
         page.write_text(between(page.read_text(encoding="utf-8"), name, new), encoding="utf-8")

@@ -175,7 +175,7 @@ def test_a_section_given_as_one_value_is_told_the_key_that_was_meant():
 
 def test_all_unknown_keys_are_named_at_once_and_before_a_missing_one():
     raw = {"model": "acorn", "flash_attention": True, "batchsize": 3, "template": "llama3", "lora": {"rnk": 4}}
-    with pytest.raises(BadInput, match=r'unknown keys "flash_attention", "batchsize", "lora\.rnk"; template: ') as caught:
+    with pytest.raises(BadInput, match=r'unknown keys "flash_attention", "batchsize", "lora\.rnk"\n +template: ') as caught:
         validate(raw, "c.yaml")
     assert caught.value.where == "c.yaml"
     assert (
@@ -410,3 +410,72 @@ def test_a_hub_name_is_two_or_three_words_and_no_path(path: str, is_hub: bool, t
     assert is_hub_name(path) is is_hub
     Path("owner/name").mkdir(parents=True)
     assert not is_hub_name("owner/name") and not is_hub_name("owner/name:train"), "what is there is meant"
+
+
+# --- every message says what, where and what to do ----------------------------------------------------------------------------
+
+GOOD = "model: acorn\ndata: {train: x.jsonl}\n"
+BAD = [  # the file; words of what is wrong; where; words of the fix
+    ("model: acorn\ndata: {train: [x.jsonl\n", "not YAML: expected ','", "c.yaml:3", "close what line 2 opens with ["),
+    ("model: acorn\ndata: {train: x.jsonl\n", "not YAML: expected ','", "c.yaml:3", "close what line 2 opens with {"),
+    ("model: acorn\ndata:\n\ttrain: x\n", "cannot start any token", "c.yaml:3", "indent with spaces"),
+    (GOOD + "---\nmodel: x\n", "found another document", "c.yaml:3", "leave the line --- out"),
+    ("model: !!python/object/apply:os.system [ls]\n", "for the tag", "c.yaml:1", "leave the !tag out"),
+    ("a: &a [*a]\n" + GOOD, "recursive", "c.yaml:1", "leave the & and * out"),
+    ("model: *x\n", "undefined alias", "c.yaml:1", "in quotes"),
+    ("model: acorn\0\n", "unacceptable character", "c.yaml", "write it again"),
+    ("model: %x\n", "cannot start any token", "c.yaml:1", "quote text"),
+    (GOOD + "model: other\n", 'the key "model" is given twice', "c.yaml, line 3", "keep one"),
+    ("? [a, b]\n: 2\n" + GOOD, "a key is a word", "c.yaml, line 1", "key: value"),
+    ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply", "c.yaml", "tunesmith init"),
+    ("", "a config is a mapping", "c.yaml", "tunesmith init"),
+    ("- model\n", "a config is a mapping", "c.yaml", "tunesmith init"),
+    (GOOD + "1: 2\n", 'unknown key "1"', "c.yaml", "docs/configuration.md"),
+    (GOOD + "training: {batch_size: true}\n", '"training.batch_size" cannot be true: should be a number', "c.yaml", "examples per optimizer step"),
+    (GOOD + "training: {epochs: no}\n", '"training.epochs" cannot be false: should be a number', "c.yaml", "passes over"),
+    (GOOD + "method: full\nfull: {train: true}\n", '"full.train" cannot be true: should be a number', "c.yaml", "the last N layers"),
+    (GOOD + "training: {epochs: .inf}\n", "should be a finite number", "c.yaml", "passes over"),
+    (GOOD + "output: 2024-01-01\n", '"output" cannot be 2024-01-01: input should be a valid string', "c.yaml", 'in quotes it is text: output: "2024-01-01"'),
+    (GOOD + "lora: {targets: 5}\n", "should be 'all-linear' or a list", "c.yaml", "every linear layer"),
+    (GOOD + "lora: [1, 2]\n", '"lora" is a section', "c.yaml", "lora.rank"),
+    ("model: acorn\ndata: {train: null}\n", '"data.train" cannot be empty', "c.yaml", "a file (JSONL"),
+    (b"model: \xff\xfe\n", "cannot be read", "c.yaml", "UTF-8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "what", "where", "fix"), BAD)
+def test_every_bad_config_is_told_what_where_and_what_to_do(tmp_path, monkeypatch, text, what, where, fix):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BadInput) as caught:
+        load_run("c.yaml")
+    assert what in caught.value.what
+    assert where == caught.value.where
+    assert fix in caught.value.fix
+
+
+def test_yaml_words_for_yes_and_no_stay_what_they_are_where_they_fit():
+    assert given(training={"packing": True})[0].training.packing is True
+    assert given(data={"train": "x", "near_duplicates": False})[0].data.near_duplicates == "off"
+
+
+def test_everything_that_is_wrong_is_told_at_once():
+    raw = {"model": "acorn", "data": {"train": "x"}, "lora": {"rank": 0, "drpout": 1}, "training": {"packing": True, "micro_batch_size": 4}}
+    with pytest.raises(BadInput) as caught:
+        validate(raw, "c.yaml", ["training.epochs=-1"])
+    unknown, *others = caught.value.what.splitlines()
+    assert unknown == 'unknown key "lora.drpout"'
+    assert ['"lora.rank" cannot be 0' in others[0], '"training.epochs" cannot be -1' in others[1], "packed rows" in others[2]] == [True] * 3
+    assert caught.value.where.splitlines() == ["c.yaml", "--set training.epochs=-1"]
+    assert [line.partition(":")[0] for line in caught.value.fix.splitlines()] == [
+        "lora.drpout", "lora.rank", "training.epochs", "training.micro_batch_size"
+    ]  # fmt: skip
+
+
+def test_what_is_wrong_makes_no_second_complaint():
+    with pytest.raises(BadInput) as caught:  # the validation rows are there, only not well said
+        validate({"model": "acorn", "data": {"train": "x", "validation": 1.5}, "training": {"early_stopping": 2}}, "c.yaml")
+    assert caught.value.what.splitlines() == [caught.value.what]
+    with pytest.raises(BadInput, match="\"method\" cannot be 'loar'") as caught:
+        validate({"model": "acorn", "data": {"train": "x"}, "method": "loar", "full": {"train": 2}}, "c.yaml")
+    assert "\n" not in caught.value.what

@@ -54,6 +54,59 @@ def test_a_line_torn_by_a_crash_is_passed_over_and_later_steps_are_forgotten(tmp
     assert [row["step"] for row in folder.metrics()] == [1, 2]
 
 
+def logged(folder: RunFolder, steps: int) -> Path:
+    for step in range(1, steps + 1):
+        folder.log({"step": step, "loss": 1.0 / step})
+    return folder.path / "metrics.jsonl"
+
+
+def test_damaged_lines_of_the_log_are_kept_aside_and_counted(tmp_path: Path):
+    folder = create(tmp_path / "run")
+    log = logged(folder, 5)
+    lines = log.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"step"', b'\xffstep"')
+    lines[3] = b"[4]\n"
+    log.write_bytes(b"".join(lines))
+    said = folder.forget_after(4)
+    assert [row["step"] for row in folder.metrics()] == [1, 3]
+    assert (folder.path / "metrics.damaged.jsonl").read_bytes() == lines[1] + lines[3]
+    assert said == [
+        "metrics.jsonl: 2 lines cannot be read, and moved to metrics.damaged.jsonl",
+        "metrics.jsonl: lines are missing for 2 of the first 4 steps; the weights do not depend on them",
+    ]
+    assert folder.forget_after(3) == ["metrics.jsonl: lines are missing for 1 of the first 3 steps; the weights do not depend on them"]
+
+
+def test_a_whole_log_is_nothing_to_speak_of(tmp_path: Path):
+    folder = create(tmp_path / "run")
+    before = logged(folder, 3).read_bytes()
+    folder.log({"step": 3, "validation_loss": 0.5})
+    assert folder.forget_after(3) == []
+    assert (folder.path / "metrics.jsonl").read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"\xff{}", b"[" * 100_000])
+def test_a_damaged_status_says_what_to_do_and_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes):
+    folder = create(tmp_path / "run")
+    (folder.path / "status.json").write_bytes(damage)
+    with pytest.raises(BadInput, match=r"status.json cannot be read") as caught:
+        folder.status()
+    assert caught.value.fix == f"delete it, then tunesmith resume {folder.path}"
+    folder.set_status(state="running", step=7)
+    assert folder.status()["step"] == 7
+    assert (folder.path / "status.damaged.json").read_bytes() == damage
+    assert "it is kept as" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_while_its_folder_was_made_makes_room_for_the_same_command(tmp_path: Path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".config.yaml.0123abcd").write_text("mod")
+    assert create(path).run().model == "acorn"
+    with RunFolder(path).only_process():
+        assert sorted(p.name for p in path.iterdir()) == [".lock", "config.yaml", "status.json"]
+
+
 def test_a_folder_that_is_no_run_names_the_nearest(tmp_path: Path):
     create(tmp_path / "spam")
     with pytest.raises(BadInput) as caught:

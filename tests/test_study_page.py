@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from tests.test_report import ATTACK, Page
+from tests.report.made_runs import ATTACK, Page
 
 from tunesmith.evaluation.quant_study import Damage, Histogram, LayerStudy, SchemeStudy, Study
 from tunesmith.quant.scheme import find_scheme
-from tunesmith.study_page import place, write_study
+from tunesmith.study_page import write_study
 
 
 def made(model="acorn", perplexities=(20.0, 21.0, 4000.0, None)):
@@ -63,11 +63,7 @@ def test_the_page_loads_nothing_and_text_of_others_stays_text(tmp_path):
     assert ATTACK in page.text
 
 
-def test_names_of_neighbouring_points_do_not_meet():
-    study = made(perplexities=(20.5, 20.5, 20.5, 90.0))
-    int8, nf4, int4, int2 = study.schemes  # at 8, 4.128, 4.504 and 2.504 bits
-    heights = {scheme.name: 2.5 for scheme in study.schemes[:3]} | {int2.name: 350.0}
-    assert place(nf4, study.schemes, heights) == "middle left"
-    assert (
-        place(int4, study.schemes, heights) == place(int8, study.schemes, heights) == place(int2, study.schemes, heights) == "middle right"
-    )
+def test_names_of_neighbouring_points_stand_apart(tmp_path):
+    study = made(perplexities=(20.5, 20.5, 20.5, 90.0))  # at 8, 4.128, 4.504 and 2.504 bits: nf4 and int4 are neighbours
+    codebooks, symmetric = Page(write_study(study, tmp_path)).charts["bits"]["data"]
+    assert codebooks["textposition"] + symmetric["textposition"] == ["middle left", "middle right", "middle right", "middle right"]

@@ -8,10 +8,10 @@ tunesmith.load("runs/sms").generate(["Is this message spam or ham? Call now to w
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["check", "evaluate", "load", "merge", "resume", "train"]
+__all__ = ["check", "evaluate", "load", "merge", "plan", "resume", "train"]
 
 if TYPE_CHECKING:
-    from tunesmith.api import check, evaluate, load, merge, resume, train
+    from tunesmith.api import check, evaluate, load, merge, plan, resume, train
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,9 @@ Errors are TunesmithError with what, where and fix; nothing here prints to stand
 """
 
 import json
-import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,22 +33,28 @@ from tunesmith.data.mixture import evenly  # noqa: E402
 from tunesmith.data.rows import load_parts  # noqa: E402
 from tunesmith.data.sources import read_part, sources_of  # noqa: E402
 from tunesmith.data.template import Renderer  # noqa: E402
-from tunesmith.errors import BadInput, nearest  # noqa: E402
+from tunesmith.errors import BadInput, MachineFailed, nearest  # noqa: E402
 from tunesmith.evaluation import score, sensitivity, tasks  # noqa: E402
 from tunesmith.exports import merged  # noqa: E402
 from tunesmith.exports.parity import probe_rows  # noqa: E402
 from tunesmith.exports.quantized import written_dtype  # noqa: E402
-from tunesmith.files import must_be_new, read_json, sha256_of  # noqa: E402
+from tunesmith.files import must_be_new, sha256_of  # noqa: E402
 from tunesmith.inference import engine  # noqa: E402
 from tunesmith.kernels.native import compiled  # noqa: E402
+from tunesmith.kill_points import reached  # noqa: E402
 from tunesmith.model.adapters import AdapterFile, adapter_names, fingerprint, load_adapter, read_adapter, using  # noqa: E402
+from tunesmith.model.foreign import read_facts  # noqa: E402
 from tunesmith.model.load import Loaded, is_quantised, load_model  # noqa: E402
+from tunesmith.names import must_be_path  # noqa: E402
+from tunesmith.planning import plan as planning  # noqa: E402
+from tunesmith.planning.devices import devices_of  # noqa: E402
 from tunesmith.preflight import check_run, refuse, renderer_of, short_lines, subject_of  # noqa: E402
 from tunesmith.progress import progress, say, upto  # noqa: E402
 from tunesmith.quant.scheme import Scheme, scheme_of_words  # noqa: E402
-from tunesmith.report import write_model_card, write_report  # noqa: E402
+from tunesmith.report.card import write_model_card  # noqa: E402
+from tunesmith.report.page import write_report  # noqa: E402
 from tunesmith.runs import RunFolder, adapter_of, now, save_evaluation  # noqa: E402
-from tunesmith.training import checkpoint, distributed, loop, resuming, stopping  # noqa: E402
+from tunesmith.training import distributed, loop, resuming, stopping  # noqa: E402
 from tunesmith.training.method import load_base  # noqa: E402
 from tunesmith.training.ready import prepare  # noqa: E402
 
@@ -75,15 +82,49 @@ def train(config: Run | str | Path | Mapping[str, Any], command: str = "", check
     """
     run = as_run(config)
     compiled()  # a path of kernels that is not there should not cost the work before the first step
-    if int(os.environ.get("RANK", "0")) == 0:
-        RunFolder.must_be_free(Path(run.output).expanduser().absolute())  # before the minutes that a look at large data takes
-    _look_at_data(run, check, more or f"tunesmith check {config if isinstance(config, str | Path) else run.data.train}")
-    return _complete(RunFolder(Path(run.output).expanduser()), lambda: loop.train(run, command))
+    distributed.start(run.training.heartbeat_seconds)
+    with distributed.ending_together():
+        if distributed.rank() == 0:
+            RunFolder.must_be_free(Path(run.output).expanduser().absolute())  # before the minutes that a look at large data takes
+        _look_at_data(run, check, more or f"tunesmith check {config if isinstance(config, str | Path) else run.data.train}")
+        _say_plan(run)
+        return _complete(RunFolder(Path(run.output).expanduser()), lambda: loop.train(run, command))
+
+
+def _say_plan(run: Run) -> None:
+    """What the run will need, by the first process; BadInput where that is far more than there is."""
+    for line in distributed.from_first(lambda: planning.before(run)):
+        if distributed.rank() == 0:
+            say(line)
+
+
+def plan(
+    config: Run | str | Path | Mapping[str, Any], *, devices: str | None = None, price_per_hour: float | None = None, tflops: float | None = None,
+    sets: Sequence[str] = (),
+) -> planning.Plan:  # fmt: skip
+    """Memory, time and disk of a run before it is started, by each method, and where it fits.
+
+    config    a config, a run folder, or only a model: a folder with a config.json, or that file; no weights are needed
+    devices   "24,2x80": by gigabytes of memory, several as 2x80; by default the usual cards
+    tflops    10^12 operations a second of matrix products to reckon with, in place of this machine's own rates
+    sets      as `--set` takes them: "training.max_length=2048"
+    """
+    wanted = devices_of(devices)
+    if isinstance(config, Run | Mapping):
+        return planning.make(as_run(config), wanted, price_per_hour, tflops)
+    path = Path(config)
+    place = path / "config.yaml" if (path / "config.yaml").is_file() else path
+    if path.suffix in (".yaml", ".yml") or place != path:
+        run, said = load_run(place, sets)
+        for line in said:
+            say(line)
+        return planning.make(run, wanted, price_per_hour, tflops)
+    run, _ = validate({"model": str(config), "data": {"train": "none"}}, str(config), sets)
+    return planning.make(run, wanted, price_per_hour, tflops, has_rows=any(text.startswith("data.train=") for text in sets))
 
 
 def _look_at_data(run: Run, thorough: bool, more: str) -> None:
     """The checks that a run begins with, by the first process alone; raises BadInput where the data are not to be trained on."""
-    distributed.start()
     if distributed.rank() != 0 or not (thorough or run.data.answer_schema):
         return
     kept = RowsCache(run.data)
@@ -116,11 +157,13 @@ def check(place: str | Path, *, sets: Sequence[str] = (), **settings: Any) -> Re
 def resume(path: str | Path) -> RunFolder:
     """Continue a run that was stopped, then measure and report."""
     folder = RunFolder.open(path)
-    if folder.status().get("state") == "trained":  # stopped while it was being measured
-        for line in resuming.config_changes(folder, folder.run(), checkpoint.newest_valid(folder.checkpoints)[0]):
-            say(line)
-        return _complete(folder, lambda: folder)
-    return _complete(folder, lambda: loop.resume(folder))
+    distributed.start(folder.run().training.heartbeat_seconds)
+    with distributed.ending_together():
+        if distributed.from_first(lambda: folder.status().get("state")) == "trained":  # stopped while it was being measured
+            for line in resuming.config_changes(folder, folder.run(), resuming.newest(folder)[0]):
+                say(line)
+            return _complete(folder, lambda: folder)
+        return _complete(folder, lambda: loop.resume(folder))
 
 
 def _complete(folder: RunFolder, work: Callable[[], RunFolder]) -> RunFolder:
@@ -128,18 +171,24 @@ def _complete(folder: RunFolder, work: Callable[[], RunFolder]) -> RunFolder:
     try:
         folder = work()
         if distributed.rank() == 0:
-            with folder.named_in_disk_errors():
+            with folder.only_process(), folder.named_in_disk_errors():
                 if folder.run().data.has_test:
                     evaluate(folder)  # writes card and report too
                 else:
                     write_model_card(folder.path)
                     write_report(folder.path)
+                reached("report.written")
                 # last: a run whose report could not be written is not done, and resume writes it
                 folder.set_status(state="done", problem=None, ended=now(), resume_command=None)
     except BaseException as error:
-        if not _was_stopped(error) or folder.status().get("state") != "trained":
-            raise
-        raise stopping.unmeasured(folder) from None
+        if _was_stopped(error) and folder.status().get("state") == "trained":
+            raise stopping.unmeasured(folder) from None
+        if _was_stopped(error) and folder.state() == "killed" and distributed.rank() == 0:
+            # its folder was just made, and nobody was there yet to note the stop
+            with suppress(MachineFailed):
+                folder.set_status(state="interrupted", ended=now())
+            raise stopping.stopped_at_once(folder) from None
+        raise
     distributed.barrier()
     return folder
 
@@ -215,7 +264,7 @@ def evaluate(
         evaluation["phrasings"] = tasks.phrasing_summary(phrasings, measured)
     records = tasks.row_records(as_given, measured[0])
     if output is not None:
-        Path(output).mkdir(parents=True)
+        Path(output).mkdir(parents=True, exist_ok=True)
         save_evaluation(Path(output), evaluation, records)
     if data is None and not adapters:
         folder.save_evaluation(evaluation, _samples(as_given, records), records)
@@ -224,7 +273,9 @@ def evaluate(
     return evaluation
 
 
-def _rows_to_measure(folder: RunFolder, run: Run, data: str | None, sets: Sequence[str]) -> tuple[list[Conversation], list[Conversation]]:
+def _rows_to_measure(
+    folder: RunFolder, run: Run, data: str | None, sets: Sequence[str]
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     """The rows of `data` or the run's test rows, and the training rows, whose commonest answer is a baseline (none of other data)."""
     if data is not None:
         return read_part(_reading(run, data, sets), "test", name_alone=True).conversations, []
@@ -314,6 +365,7 @@ class Model:
             raise BadInput(
                 f'an adapter cannot be called "{name}": the word has another meaning', where=str(path), fix="give it another name"
             )
+        must_be_path(str(path), "--adapter")
         folder = adapter_of(path)
         found = read_adapter(folder)
         facts = found.facts
@@ -363,7 +415,8 @@ class Model:
         columns = columns_of(form) if form is not None else []
         if form is None or len(columns) != 1:
             what = "was trained without a template" if form is None else f"has the columns {', '.join(columns) or '(none)'} in its template"
-            raise BadInput(f"{self.chosen(adapter) or 'base'} {what}", where="--fill", fix="leave out --fill and type the whole prompt")
+            name = self.chosen(adapter) or ("base" if self.adapters else "this model")
+            raise BadInput(f"{name} {what}", where="--fill", fix="leave out --fill and type the whole prompt")
         return filled(form, {columns[0]: text})
 
     def form_in_words(self, adapter: str | None = None, prompt: str | None = None) -> list[str]:
@@ -373,7 +426,7 @@ class Model:
         if form is None or form == f"{{{columns[0] if columns else ''}}}" or (prompt is not None and looks_filled(form, prompt)):
             return []
         or_fill = f", or with --fill only {{{columns[0]}}}" if len(columns) == 1 else ""
-        name = self.chosen(adapter) or "the adapter"
+        name = self.chosen(adapter) or ("the adapter" if self.adapters else "this model")
         return [f"{name} was trained on prompts of the form {json.dumps(form, ensure_ascii=False)}; type the whole prompt{or_fill}"]
 
     def generate(
@@ -461,6 +514,7 @@ class Model:
 def load(model: str | Path, adapters: Mapping[str, str | Path] | None = None, dtype: str = "auto", template: str = "auto") -> Model:
     """Open a base model, a full fine-tuned model or a run folder (its base with its adapter as the default), plus named adapters."""
     name = str(model)
+    must_be_path(name, "model")
     path = Path(name)
     default: str | None = None
     named = dict(adapters or {})
@@ -500,8 +554,7 @@ def _open(name: str, run: Run | None, dtype: str, template: str, scheme: Scheme 
 
 def _training_facts(folder: Path) -> dict[str, Any]:
     """What full fine-tuning wrote beside its weights; empty for any other model."""
-    path = folder / "tunesmith.json"
-    return read_json(path) if path.is_file() else {}
+    return read_facts(folder) if folder.is_dir() else {}
 
 
 def _fixed_text(system: str | None) -> str | None:
@@ -555,6 +608,11 @@ def _its_base(found: AdapterFile, run: Run | None, model: str | None) -> Model:
     name = model or (run.model if run is not None else found.config.get("base_model_name_or_path"))
     if not name:
         raise BadInput("the adapter does not say which base it belongs to", where=str(found.folder), fix="--model BASE")
+    if model is None and run is None and name != "acorn" and not _is_folder(name):
+        raise BadInput(
+            f"the adapter belongs to {name}, and nothing is opened or fetched because a file names it", where=str(found.folder),
+            fix=f"--model {shlex.quote(name)}, if you trust it",
+        )  # fmt: skip
     taught = found.facts.get("base_scheme")
     scheme = scheme_of_words(taught) if taught is not None and not is_quantised(name) else None
     template = run.data.template if run is not None else "auto"
@@ -566,6 +624,14 @@ def _its_base(found: AdapterFile, run: Run | None, model: str | None) -> Model:
     return opened
 
 
+def _is_folder(name: str) -> bool:
+    """Whether a text is the whole path of a folder of this machine."""
+    try:
+        return Path(name).is_absolute() and Path(name).is_dir()
+    except (OSError, ValueError):  # no path at all
+        return False
+
+
 def _in_other_bits(facts: Mapping[str, Any], loaded: Loaded) -> str | None:
     """In words, if an adapter was trained on a base that is stored otherwise; None if not, or if its facts do not say."""
     taught, here = facts.get("base_scheme"), None if loaded.scheme is None else str(loaded.scheme)
@@ -574,7 +640,7 @@ def _in_other_bits(facts: Mapping[str, Any], loaded: Loaded) -> str | None:
     return f"was trained on a base in {taught or '16 bits'}, and this one is in {here or '16 bits'}"
 
 
-def _to_compare_on(run: Run | None, data: str | None) -> tuple[list[Conversation], str]:
+def _to_compare_on(run: Run | None, data: str | None) -> tuple[Sequence[Conversation], str]:
     """Rows for a comparison of two models, and what they are in words."""
     if data is not None:
         return read_part(_reading(run, data, ()), "test").conversations, data

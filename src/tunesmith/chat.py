@@ -1,6 +1,7 @@
 """A conversation on the terminal, with a command to change adapters in the middle of it."""
 
 import sys
+from pathlib import Path
 
 from tunesmith.api import Model
 from tunesmith.data.conversation import Message
@@ -14,8 +15,10 @@ def converse(model: Model, temperature: float, top_p: float, max_new_tokens: int
     fill   put each line into the one column of the template that the adapter's prompts had
     """
     adapter = model.default_adapter or (model.adapters[0] if model.adapters else None)
-    names = ["base", *model.adapters]
-    say(f"talking to {adapter or 'base'}; /{', /'.join(names)} switch, /new starts over, /quit ends")
+    own = name_of(model)
+    names = ["base", *model.adapters] if model.adapters else []
+    switches = f" /{', /'.join(names)} switch (the base is {own})," if names else ""
+    say(f"talking to {adapter or own};{switches} /new starts over, /quit ends")
     if fill:
         model.fill("", adapter or "base")  # where that cannot be, it is said before anything is typed
     told = [] if fill else model.form_in_words(adapter or "base")
@@ -24,7 +27,7 @@ def converse(model: Model, temperature: float, top_p: float, max_new_tokens: int
     history: list[Message] = []
     while True:
         try:
-            line = input(f"{adapter or 'base'}> " if sys.stdin.isatty() else "").strip()
+            line = input(f"{adapter or own}> " if sys.stdin.isatty() else "").strip()
         except (EOFError, KeyboardInterrupt):
             return
         if not line:
@@ -38,13 +41,13 @@ def converse(model: Model, temperature: float, top_p: float, max_new_tokens: int
                 say("a new conversation")
             elif command in names:
                 adapter, history = (None if command == "base" else command), []
-                say(f"now {command} answers")
+                say(f"now {own if command == 'base' else command} answers")
                 if not fill and (words := model.form_in_words(command)) != told:
                     told = words
                     for sentence in words:
                         say(sentence)
             else:
-                say(f"/{command} is not known; /{', /'.join(names)}, /new, /quit")
+                say(f"/{command} is not known; {', '.join(f'/{name}' for name in [*names, 'new', 'quit'])}")
             continue
         if fill:
             try:
@@ -74,3 +77,12 @@ def converse(model: Model, temperature: float, top_p: float, max_new_tokens: int
         except TunesmithError as error:
             history.pop()
             say(str(error))
+
+
+def name_of(model: Model) -> str:
+    """What the model without adapters is called: acorn, a hub id, its folder's name, or of a run's fully tuned model the run's."""
+    path = Path(model.loaded.name).expanduser()
+    if not path.is_dir():
+        return model.loaded.name
+    of_run = path.name == "model" and (path.parent / "config.yaml").is_file()
+    return (path.parent if of_run else path).resolve().name

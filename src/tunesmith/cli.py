@@ -3,6 +3,7 @@
 Results go to standard output, everything said on the way to standard error. torch is imported only by commands that compute.
 """
 
+import errno
 import json
 import os
 import shlex
@@ -19,7 +20,7 @@ import typer
 
 from tunesmith import __version__
 from tunesmith.errors import BadInput, GateNotMet, TunesmithError
-from tunesmith.progress import counted
+from tunesmith.progress import counted, is_silent
 
 app = typer.Typer(
     name="tunesmith", help="Fine-tune language models on your own data, full, LoRA or QLoRA, and measure what they learned.", no_args_is_help=True,
@@ -47,7 +48,7 @@ def main() -> None:
         with _signals_stop() as stopped:
             app(prog_name="tunesmith", standalone_mode=True)
     except TunesmithError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, error)
     except KeyboardInterrupt:
         _fail(_stopped(), 130)
     except SystemExit as end:
@@ -58,6 +59,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _fail(f"error: a path is longer than the system takes\n  where: {str(error.filename)[:80]}…\n  fix:   a shorter one", 2)
         if stopped:
             _fail(_stopped(), 130)  # a library made another error of our KeyboardInterrupt
         if os.environ.get("TUNESMITH_TRACEBACK"):
@@ -68,7 +71,7 @@ def main() -> None:
             _fail(
                 "error: out of memory\n  fix:   lower training.micro_batch_tokens or training.micro_batch_size; the step stays the same", 1
             )
-        _fail(f"error: {text}\n  fix:   this is a defect of tunesmith; run again with TUNESMITH_TRACEBACK=1 and report what it prints", 1)
+        _fail(f"error: {text}\n  fix:   this is a defect of tunesmith; run again with TUNESMITH_TRACEBACK=1 and report what it prints", 1, error)
 
 
 @contextmanager
@@ -89,15 +92,17 @@ def _signals_stop() -> Iterator[list[int]]:
         yield came
     finally:
         for number, before in ours.items():
-            signal.signal(number, before)
+            if signal.getsignal(number) == stop:
+                signal.signal(number, before)
 
 
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int, error: BaseException | None = None) -> None:
     if code == 130 and threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):  # what ends already should not be ended by a signal on its last lines
             signal.signal(number, signal.SIG_IGN)
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    if not is_silent(error):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
     raise SystemExit(code)
 
 
@@ -210,6 +215,9 @@ def train(
         typer.echo(line, err=True)
     from tunesmith import api
 
+    original = _run_of(config)
+    if original is not None and not any(text.startswith("output=") for text in overrides):
+        original.must_be_free(original.path)  # wherever its relative output would lead from here
     look = (not no_check, _check_command(config, data, [*flags.items()], sets or []))
     if dry:
         found = api.dry_run(run, *look)
@@ -218,7 +226,25 @@ def train(
         else:
             typer.echo("\n".join(found))
         return
-    _finished(api.train(run, _command(), *look), as_json)
+    if original is not None:
+        from tunesmith.provenance import here_and_there
+
+        for line in here_and_there(original.status()):
+            typer.echo(f"other than in {original.path}: {line} (sums may be rounded otherwise)", err=True)
+    folder = api.train(run, _command(), *look)
+    _finished(folder, as_json)
+    if original is not None:
+        from tunesmith.diff import compare
+
+        typer.echo(f"against {original.path}: {compare(original, folder).verdict}", err=True)
+
+
+def _run_of(config: Path | None) -> Any:
+    """The run whose folder a config lies in; None for a config of its own."""
+    from tunesmith.runs import RunFolder
+
+    inside = config is not None and config.name == "config.yaml" and (config.parent / "status.json").is_file()
+    return RunFolder(config.parent) if config is not None and inside else None
 
 
 def _check_command(config: Path | None, data: str | None, flags: list[tuple[str, Any]], sets: list[str]) -> str:
@@ -366,6 +392,33 @@ def _finished(folder: Any, as_json: bool) -> None:
         print_evaluation(evaluation)
     typer.echo(f"report: {folder.path / 'report.html'}")
     typer.echo(f"try:    tunesmith chat {shlex.quote(str(folder.path))}")
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="A config, a run folder, or only a model: a folder with a config.json, or that file.")],
+    devices: Annotated[
+        str | None, typer.Option(metavar="GB,NxGB", help="Devices by their memory, as 24,2x80; by default the usual cards.")
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="Of the machine, to say what the run costs.")] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="10^12 operations a second of matrix products to reckon with; by default measured here.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of the longest example.")] = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would need before it is started: memory by kind, time, disk, and on which devices it fits."""
+    from tunesmith import api
+
+    given = [f"training.max_length={max_length}"] if max_length is not None else []
+    found = api.plan(config, devices=devices, price_per_hour=price_per_hour, tflops=tflops, sets=[*given, *(sets or [])])
+    if as_json:
+        _print(found.as_json())
+    else:
+        from tunesmith.planning.table import print_plan
+
+        print_plan(found)
 
 
 @app.command()
@@ -758,16 +811,34 @@ def _headline(models: dict[str, dict[str, float]]) -> str:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Describe this machine and what tunesmith would use of it."""
-    from tunesmith.doctor import examine
+def diff(
+    a: Annotated[Path, typer.Argument(help="A run folder.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what differs between two runs: config, data, base, versions, machine, losses, results, weights."""
+    from tunesmith.diff import compare, show
+    from tunesmith.runs import RunFolder
 
-    facts = examine()
+    found = compare(RunFolder.open(a), RunFolder.open(b))
     if as_json:
-        _print(facts)
-        return
-    for key, value in facts.items():
-        typer.echo(f"{key:<16} {value}")
+        _print(found.as_json())
+    else:
+        show(found)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Describe this machine and what tunesmith would use of it, and check that it all works; exit code 1 if something does not."""
+    from tunesmith.doctor import examine, in_words
+
+    found = examine()
+    if as_json:
+        _print(found)
+    else:
+        typer.echo("\n".join(in_words(found)))
+    if any(check["state"] == "fail" for check in found["checks"]):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

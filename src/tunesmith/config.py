@@ -10,23 +10,39 @@ documentation: docs/configuration.md and `tunesmith init` are made from them.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_serializer, model_validator
 
 from tunesmith.errors import BadInput, nearest
+from tunesmith.names import must_be_path
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*(?:\.\d[\w-]*)*(?:/[\w.-]+)?(?::[\w.-]+)?")  # no file: no extension
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*(?:\.\d[\w-]*)*(?:/\w[\w.-]*)?(?::[\w.-]+)?")  # no file: no extension
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 Similarity = Annotated[float, Field(ge=0.5, le=1.0)]  # below, MinHash would take unrelated texts for candidates
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _members(cls.model_fields[str(info.field_name)].annotation)
+        # it would pass for 1; "off" is false in YAML 1.1
+        if isinstance(value, bool) and kinds & {int, float} and not kinds & {bool, "off"}:
+            raise ValueError("should be a number")
+        return value
+
+
+def _members(annotation: Any) -> set[Any]:
+    """The types and literal values that a field may have."""
+    inner = get_args(annotation)
+    return {annotation} if not inner else set().union(*(_members(one) for one in inner)) if get_origin(annotation) is not list else {list}
 
 
 Format = Literal["auto", "messages", "pairs", "alpaca", "instances", "text"]
@@ -274,6 +290,19 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, description="newest ones kept, besides the best")
     early_stopping: int | None = Field(None, ge=1, description="stop after this many validations without a better one")
     tensorboard: bool = Field(False, description="also write RUN/tensorboard (needs the extra tunesmith[tensorboard])")
+    on_spike: Literal["note", "skip", "roll_back"] = Field(
+        "note",
+        description="a loss far above those of the last 64 steps is noted; skip: and its update left out; roll_back: and the weights go back "
+        "to the newest checkpoint of save_every or the best one, without the steps since",
+    )
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="of several processes (torchrun): none, each holds the whole model; full, each holds a part of every weight (PyTorch's FSDP2) "
+        "and gathers a layer while it computes",
+    )
+    heartbeat_seconds: float = Field(
+        600.0, ge=1, description="of several processes: one that gives no sign of life, or comes to no exchange, for so long ends the job"
+    )
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -588,8 +617,11 @@ def _mapping_without_repeats(loader: yaml.SafeLoader, node: yaml.MappingNode) ->
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        line = f"line {key_node.start_mark.line + 1}"
+        if not isinstance(key, Hashable):
+            raise BadInput("a key is a word, and this one is a list or a mapping", where=line, fix="key: value")
         if key in seen:
-            raise BadInput(f'the key "{key}" is given twice', where=f"line {key_node.start_mark.line + 1}", fix="keep one of them")
+            raise BadInput(f'the key "{key}" is given twice', where=line, fix="keep one of them")
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -604,9 +636,26 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise BadInput(f"this is not YAML: {problem}", where=place, fix="quote text that holds : { } [ ] # or starts with a sign") from None
+        raise BadInput(f"this is not YAML: {problem.removeprefix('but ')}", where=place, fix=_yaml_fix(error, problem)) from None
+    except RecursionError:
+        raise BadInput("this is nested too deeply to be a config", where=where, fix="tunesmith init DATA writes one") from None
     except BadInput as error:
         raise BadInput(error.what, where=f"{where}, {error.where}", fix=error.fix) from None
+
+
+def _yaml_fix(error: yaml.YAMLError, problem: str) -> str:
+    """What usually is behind a complaint of the YAML reader."""
+    context, begin = getattr(error, "context", None) or "", getattr(error, "context_mark", None)
+    if "<stream end>" in problem and "flow" in context and begin is not None:
+        return f"close what line {begin.line + 1} opens with {'[' if 'sequence' in context else '{'}"
+    for sign, fix in (
+        ("'\\t'", "indent with spaces"), ("another document", "one config in a file: leave the line --- out"), ("for the tag", "leave the !tag out"),
+        ("recursive", "leave the & and * out"), ("undefined alias", "put the text in quotes: outside of them * names an anchor"),
+        ("special characters", "the file holds bytes that are no text: write it again"),
+    ):  # fmt: skip
+        if sign in problem:
+            return fix
+    return "quote text that holds : { } [ ] # or starts with a sign"
 
 
 def validate(
@@ -626,76 +675,122 @@ def validate(
         more, also_said, also_problems = convert_peer_keys(_given(raw, overrides), "--set")
         converted, said = _merged(converted, more), [*said, *also_said]
         problems += [BadInput(p.what, where=_set_by(_key_of(p), overrides, spelled) or p.where, fix=p.fix) for p in also_problems]
-    if problems:
-        raise _all_of(problems)
     converted = {key: {} if value is None and key in sections() else value for key, value in converted.items()}
     unnamed = converted.get("output") is None
     if unnamed and name is not None:
         converted["output"] = default_output(name)
-    try:
-        run = Run.model_validate(converted)
-    except ValidationError as error:
-        problem = _first_problem(error, where)
-        path = problem.what.split('"')[1]
-        raise BadInput(problem.what, where=_set_by(path, overrides, spelled) or where, fix=problem.fix) from None
-    must_be_read(run, where, lambda path: _set_by(path, overrides, spelled))
-    given = set(converted.get("quantization") or ())
-    all_of_them = set(QuantizationConfig.model_fields)
-    if (
-        run.method != "qlora" and given and given not in (all_of_them, all_of_them - {"embeddings"})
-    ):  # a saved run spells out all that there were
-        key = f"quantization.{sorted(given)[0]}"
-        raise BadInput(
-            f"method {run.method} does not read {key}",
-            where=_set_by(key, overrides, spelled) or where,
-            fix="method: qlora, or leave it out",
-        )
+
+    def set_by(path: str) -> str | None:
+        return _set_by(path, overrides, spelled)
+
+    run, wrong = _validated(converted, where, set_by)
+    found = [(_key_of(p), p) for p in problems] + list(wrong.items())
+    if run is not None:
+        for key, path in _paths_of(run):
+            try:
+                must_be_path(path, set_by(key) or f"{where}: {key}")
+            except BadInput as error:
+                found.append((key, error))
+        given = list(converted.get("quantization") or ()) if isinstance(converted.get("quantization"), Mapping) else []
+        found += [(keys[0], p) for keys, p in _conflicts(run, where, set_by, given) if not wrong.keys() & set(keys)]
+    if found or run is None:
+        raise _all_of(found)
     return run, [*said, f"output: {run.output}"] if unnamed else said
 
 
-def must_be_read(run: Run, where: str = "the run", set_by: Any = lambda path: None) -> None:
-    """Refuse a setting that this run would not look at (FAILURES 22); a saved run spells out its defaults, so those are no setting."""
-    idle = {"full": ("lora", "quantization"), "lora": ("full", "quantization"), "qlora": ("full",)}[run.method]
+def _paths_of(run: Run) -> list[tuple[str, str]]:
+    """(key, text) of every setting that is a path, or a path or a name."""
+    single = {"model": run.model, "output": run.output, "data.answer_schema": run.data.answer_schema, "lora.continue_from": run.lora.continue_from}
+    found = [(key, path) for key, path in single.items() if path is not None]
+    for part in ("train", "validation", "test"):
+        value = getattr(run.data, part)
+        items = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+        found += [(f"data.{part}", item if isinstance(item, str) else item.path) for item in items]
+    return found
+
+
+def _validated(converted: Mapping[str, Any], where: str, set_by: Callable[[str], str | None]) -> tuple[Run | None, dict[str, BadInput]]:
+    """The run, and what is wrong with it by key. What is wrong is left out of the run, so that conflicts of the rest are found at once;
+    None where too little is left. Keys that are not known are told already.
+    """
+    try:
+        return Run.model_validate(converted), {}
+    except ValidationError as error:
+        groups: dict[str, list[Any]] = {}
+        for problem in error.errors():
+            unknown = problem["type"] == "extra_forbidden" and not any(isinstance(part, int) for part in problem["loc"])
+            groups.setdefault("" if unknown else _path_of(problem), []).append(problem)
+    unknown_keys = {".".join(str(part) for part in problem["loc"][:2]) for problem in groups.pop("", [])}
+    wrong = {}
+    for path, problems in groups.items():
+        found = _problem_of(problems, path, where)
+        wrong[path] = BadInput(found.what, where=set_by(path) or where, fix=found.fix)
+    rest: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in converted.items()}
+    for path in (*wrong, *unknown_keys):
+        section, _, key = path.rpartition(".")
+        (rest.get(section, {}) if section else rest).pop(key, None)
+    rest = {"model": "acorn", **rest, "data": {"train": "", **rest.get("data", {})}}
+    try:
+        return Run.model_validate(rest), wrong
+    except ValidationError:
+        return None, wrong
+
+
+def must_be_read(run: Run) -> None:
+    """Refuse settings that this run would not look at, or that contradict each other (FAILURES 22)."""
+    if found := [(keys[0], problem) for keys, problem in _conflicts(run, "the run", lambda path: None)]:
+        raise _all_of(found)
+
+
+def _conflicts(
+    run: Run, where: str, set_by: Callable[[str], str | None], given: Sequence[str] = ()
+) -> Iterator[tuple[tuple[str, ...], BadInput]]:
+    """(keys that it is about, the problem) of each setting that would not be read; a saved run spells out its defaults: those are no setting.
+
+    given   keys of the section quantization that were written down, with whatever value
+    """
+    method, training, data = run.method, run.training, run.data
+    idle = {"full": ("lora", "quantization"), "lora": ("full", "quantization"), "qlora": ("full",)}[method]
     paths = [path for name in idle for path in _changed(name, getattr(run, name))]
+    everything = set(QuantizationConfig.model_fields)
+    if not paths and method != "qlora" and given and set(given) not in (everything, everything - {"embeddings"}):  # as saved runs had them
+        paths = [f"quantization.{sorted(given)[0]}"]
     if paths:
         other = {"lora": "lora", "quantization": "qlora", "full": "full"}[paths[0].partition(".")[0]]
-        raise BadInput(
-            f"method {run.method} does not read {', '.join(paths)}", where=set_by(paths[0]) or where,
+        yield (paths[0], "method"), BadInput(
+            f"method {method} does not read {', '.join(paths)}", where=set_by(paths[0]) or where,
             fix=f"method: {other}, or leave {'it' if len(paths) == 1 else 'them'} out",
         )  # fmt: skip
-    training = run.training
     if training.batch_tokens is not None and training.batch_size != TrainingConfig.model_fields["batch_size"].default:
-        raise BadInput(
+        yield ("training.batch_tokens", "training.batch_size"), BadInput(
             f"a step has training.batch_size: {training.batch_size} examples or training.batch_tokens: {training.batch_tokens}, not both",
             where=set_by("training.batch_tokens") or set_by("training.batch_size") or where, fix="leave one of them out",
         )  # fmt: skip
     if training.packing and training.micro_batch_size is not None:
-        raise BadInput(
+        yield ("training.micro_batch_size", "training.packing"), BadInput(
             "packed rows are cut by tokens, so training.micro_batch_size would not be read",
             where=set_by("training.micro_batch_size") or set_by("training.packing") or where,
             fix="training.micro_batch_tokens bounds a row; a step of packed rows, as other tools count it, is training.batch_tokens",
         )  # fmt: skip
-    mixing = run.data.mixing
-    for key, needed in (("temperature", mixing == "temperature"), ("cap", mixing != "equal")):
-        if not needed and getattr(run.data, key) != DataConfig.model_fields[key].default:
-            path = f"data.{key}"
-            where_set = set_by(path) or where
-            raise BadInput(f"data.mixing: {mixing} does not read {path}", where=where_set, fix="data.mixing: temperature, or leave it out")
-    if run.data.group_by is not None and run.data.validation is None and not run.data.has_test:
-        raise BadInput(
-            "data.group_by without rows held out has no effect",
-            where=set_by("data.group_by") or where,
+    for key, needed in (("temperature", data.mixing == "temperature"), ("cap", data.mixing != "equal")):
+        path = f"data.{key}"
+        if not needed and getattr(data, key) != DataConfig.model_fields[key].default:
+            yield (path, "data.mixing"), BadInput(
+                f"data.mixing: {data.mixing} does not read {path}", where=set_by(path) or where,
+                fix="data.mixing: temperature, or leave it out",
+            )  # fmt: skip
+    held = ("data.validation", "data.test", "data.held_out")
+    if data.group_by is not None and data.validation is None and not data.has_test:
+        yield ("data.group_by", *held), BadInput(
+            "data.group_by without rows held out has no effect", where=set_by("data.group_by") or where,
             fix="data.validation: 0.1, or leave it out",
-        )
-    if run.data.validation is None:
-        for key in ("early_stopping", "validate_every"):
-            if getattr(run.training, key) is not None:
-                path = f"training.{key}"
-                raise BadInput(
-                    f"{path} without validation rows has no effect",
-                    where=set_by(path) or where,
-                    fix="data.validation: 0.1, or leave it out",
-                )
+        )  # fmt: skip
+    for key in ("early_stopping", "validate_every") if data.validation is None else ():
+        path = f"training.{key}"
+        if getattr(training, key) is not None:
+            yield (path, "data.validation"), BadInput(
+                f"{path} without validation rows has no effect", where=set_by(path) or where, fix="data.validation: 0.1, or leave it out",
+            )  # fmt: skip
 
 
 def _changed(name: str, section: Section) -> list[str]:
@@ -716,32 +811,36 @@ def _set_by(path: str, overrides: Sequence[str], spelled: Mapping[str, str] | No
     return None
 
 
-def _all_of(problems: list[BadInput]) -> BadInput:
-    """One error for all: nobody wants to mend a config one key at a time."""
-    if len(problems) == 1:
-        return problems[0]
-    unknown = [_key_of(p) for p in problems if p.what.startswith("unknown key")]
+def _all_of(found: Sequence[tuple[str, BadInput]]) -> BadInput:
+    """One error for all, with the key that each is about: nobody wants to mend a config one key at a time."""
+    if len(found) == 1:
+        return found[0][1]
+    unknown = [key for key, p in found if p.what.startswith("unknown key")]
     names = ", ".join(f'"{key}"' for key in unknown)
-    rest = [p.what for p in problems if not p.what.startswith("unknown key")]
-    what = "; ".join([*([f"unknown key{'' if len(unknown) == 1 else 's'} {names}"] if unknown else []), *rest])
+    whats = [f"unknown key{'' if len(unknown) == 1 else 's'} {names}"] if unknown else []
+    whats += [p.what for _, p in found if not p.what.startswith("unknown key")]
     fixes: dict[str, list[str]] = {}
-    for problem in problems:
-        fixes.setdefault(problem.fix, []).append(_key_of(problem))
-    places = list(dict.fromkeys(problem.where for problem in problems))
-    return BadInput(what, where="\n".join(places), fix="\n".join(f"{', '.join(keys)}: {fix}" for fix, keys in fixes.items()))
+    for key, problem in found:
+        fixes.setdefault(problem.fix, []).append(key)
+    told = [fix if fix.startswith(f"{keys[0]}:") else f"{', '.join(keys)}: {fix}" for fix, keys in fixes.items()]
+    places = list(dict.fromkeys(problem.where for _, problem in found))
+    return BadInput("\n       ".join(whats), where="\n".join(places), fix="\n".join(told))
 
 
-def _first_problem(error: ValidationError, where: str) -> BadInput:
-    problem = error.errors()[0]
-    # pydantic adds the names of union members to a location ("float", "constrained-str"); keep keys only
+def _path_of(problem: Any) -> str:
+    """The key that a complaint of pydantic is about; it adds the names of union members to a location ("float", "constrained-str")."""
     location = [str(part) for part in problem["loc"]]
-    known = known_keys()
-    path = location[0] if location[0] in known or len(location) == 1 else ".".join(location[:2])
+    path = location[0] if location[0] in known_keys() or len(location) == 1 else ".".join(location[:2])
+    return "data.train" if path == "data" and problem["type"] == "missing" else path
+
+
+def _problem_of(problems: Sequence[Any], path: str, where: str) -> BadInput:
+    """What pydantic says of one key, which may be something of each member of a union, as one error of ours."""
+    known, problem = known_keys(), problems[0]
     if problem["type"] == "missing":
-        path = "data.train" if path == "data" else path
         return BadInput(f'"{path}" is missing', where=where, fix=_describe(known, path))
     given = problem.get("input")
-    inside = [e for e in error.errors() if e["loc"][:2] == problem["loc"][:2] and any(isinstance(part, int) for part in e["loc"])]
+    inside = [e for e in problems if any(isinstance(part, int) for part in e["loc"])]
     if isinstance(given, list) and inside:
         return _problem_of_entry(max(inside, key=lambda e: len(e["loc"])), path, where)
     if path in sections() and not isinstance(given, Mapping):
@@ -751,14 +850,16 @@ def _first_problem(error: ValidationError, where: str) -> BadInput:
         fix = f"{path}.{key}: {given}" if path in ("quantization", "data") else f"{path}.{key}: …; docs/configuration.md lists the others"
         return BadInput(f'"{path}" is a section with keys of its own and cannot be {given!r}', where=where, fix=fix)
     message = problem["msg"].removeprefix("Value error, ")
-    choices = {
-        e["ctx"]["expected"]
-        for e in error.errors()
-        if list(e["loc"])[: path.count(".") + 1] == list(problem["loc"])[: path.count(".") + 1] and "expected" in e.get("ctx", {})
-    }
+    choices = {e["ctx"]["expected"] for e in problems if "expected" in e.get("ctx", {})}
     if choices:
-        message = "should be " + " or ".join(sorted(choices))
-    return BadInput(f'"{path}" cannot be {given!r}: {message[0].lower() + message[1:]}', where=where, fix=_describe(known, path))
+        others = ["a list"] if any(e["type"] == "list_type" for e in problems) else []
+        message = "should be " + " or ".join([*sorted(choices), *others])
+    fix = _describe(known, path)
+    if problem["type"] == "string_type" and not isinstance(given, Mapping | list | None):
+        fix = f'in quotes it is text: {path.rpartition(".")[2]}: "{given}"'  # YAML took it for a number, a date, yes or no
+    shown = "empty" if given is None else repr(given) if isinstance(given, str | list | Mapping) else str(given)
+    shown = shown.lower() if isinstance(given, bool) else shown
+    return BadInput(f'"{path}" cannot be {shown}: {message[0].lower() + message[1:]}', where=where, fix=fix)
 
 
 def _problem_of_entry(problem: Any, path: str, where: str) -> BadInput:

@@ -22,7 +22,13 @@ def keep_freed_memory() -> None:
 
     Each operation of a training step allocates and frees megabytes; returned pages fault again at their next use, which cost a
     third of a CPU step where it was measured (docs/log.md). Call before torch is imported.
+
+    The price is memory: blocks that are aligned, as torch's are, seldom fit a gap that one of their size has left, and the process grows to
+    twice and more of what its tensors take (docs/plan.md). TUNESMITH_KEEP_MEMORY=0 gives every block back instead.
     """
+    if os.environ.get("TUNESMITH_KEEP_MEMORY") == "0":
+        give_back_freed_memory()
+        return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for torch's CPU tensors
     if sys.platform != "linux":
         return
@@ -34,6 +40,23 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_top_pad, 64 << 20)
     except (OSError, AttributeError):  # another C library: nothing to tune
         return
+
+
+def give_back_freed_memory() -> bool:
+    """From now on every large block goes back to the system when it is freed: slower, and the process holds what its tensors take.
+
+    False: this system's allocator cannot be told.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        m_mmap_threshold = -3
+        libc.mallopt(m_mmap_threshold, 128 << 10)
+        libc.malloc_trim(0)
+    except (OSError, AttributeError):
+        return False
+    return True
 
 
 def pick_device(name: str = "auto") -> "torch.device":
@@ -122,3 +145,19 @@ def free_disk_bytes(path: Path) -> int:
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def memory_bytes(device: "torch.device") -> int:
+    """What there is of it: of a GPU its own, of a CPU the machine's, or what this process's group may use of it (a container)."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [int(psutil.virtual_memory().total)]
+    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(place).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return min(limits)

@@ -6,7 +6,8 @@
 Only trained positions reach the head. In completion-only training that is often a tenth of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -32,15 +33,18 @@ class Scored(nn.Module):
     """Batch → Nll: the trunk of a transformers model, then the head over the trained positions alone.
 
     compute_dtype   with float32 weights (full fine-tuning keeps them as masters), the dtype of the products (autocast)
+    ask             finds `why_full_logits` of a model; by default by what it answers
     Where the model's own forward does more than head(trunk(x)) (soft-caps, logit scales), its full logits are used instead;
     `why_full_logits` says so in words, None otherwise.
     """
 
-    def __init__(self, model: Any, compute_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: Any, compute_dtype: torch.dtype | None = None, ask: Callable[[Any], str | None] | None = None
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
         self.compute_dtype = compute_dtype or next(model.parameters()).dtype
-        self.why_full_logits = _why_full_logits(model)
+        self.why_full_logits = (ask or _why_full_logits)(model)
 
     def forward(self, batch: Batch) -> Nll:
         states_ND, target_N, _ = self.at_trained(batch)
@@ -69,18 +73,32 @@ class Scored(nn.Module):
             return states.flatten(0, 1).index_select(0, at), target_N, at
 
 
+def empty_batch(n_tokens: int = 8) -> Batch:
+    """A batch of which nothing is trained: its loss is 0, and so are the gradients of it."""
+    ids_BT = torch.zeros(1, n_tokens, dtype=torch.int64)
+    return Batch(ids_BT, torch.full_like(ids_BT, IGNORED), 0, ())
+
+
 @torch.no_grad()
-def nll_of(scored: Scored, examples: Sequence[Example], micro_batch_tokens: int, packing: bool = False) -> tuple[float, int]:
+def nll_of(
+    scored: Scored,
+    examples: Sequence[Example],
+    micro_batch_tokens: int,
+    packing: bool = False,
+    n_missing: Callable[[int], int] = lambda n: 0,
+) -> tuple[float, int]:
     """Summed loss and trained tokens of all examples in evaluation mode; each batch is reduced to a number at once (FAILURES 9).
 
-    packing   in rows of documents side by side, for a model that keeps them apart (model/attention.py)
+    packing     in rows of documents side by side, for a model that keeps them apart (model/attention.py)
+    n_missing   of this process's number of batches, how many empty ones it computes besides: another process may have more
     """
     total, count = 0.0, 0
     device = next(scored.parameters()).device
     was_training = scored.training
     scored.eval()
-    batches = map(collate_row, pack(examples, micro_batch_tokens)) if packing else map(collate, cut(examples, micro_batch_tokens))
-    for batch in batches:
+    cuts: list[Any] = list(pack(examples, micro_batch_tokens) if packing else cut(examples, micro_batch_tokens))
+    batches = map(collate_row if packing else collate, cuts)
+    for batch in chain(batches, (empty_batch() for _ in range(n_missing(len(cuts))))):
         nll = scored(batch.to(device))
         total, count = total + float(nll.sum), count + nll.count
     scored.train(was_training)

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import MachineFailed
+from tunesmith.files import write_text
 
 STYLE = """
 :root {
@@ -75,13 +75,8 @@ BLUE, ORANGE, GREY = "#3987e5", "#e8710a", "#8a8f95"  # each at least 3:1 agains
 
 
 def write_page(path: Path, text: str) -> Path:
-    beside = path.with_name(path.name + ".tmp")  # whoever reads while we write sees the old page or the new one
-    try:
-        beside.write_bytes(re.sub("[\ud800-\udfff]", "\ufffd", text).encode())  # a model may emit half a character
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise MachineFailed(f"{path.name} cannot be written: {error.strerror}", where=str(path)) from None
+    """Whoever reads meanwhile sees the old page or the new one."""
+    write_text(path, re.sub("[\ud800-\udfff]", "\ufffd", text))  # a model may emit half a character
     return path
 
 
@@ -127,6 +122,10 @@ def section(title: str, body: str, fallback: str = "") -> str:
 def table(css: str, rows: Sequence[tuple[str, str]]) -> str:
     body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n' for name, value in rows)
     return f'<div class="wide"><table class="{css}">\n{body}</table></div>' if rows else ""
+
+
+def bullets(css: str, lines: Sequence[str]) -> str:
+    return f'<ul class="{css}">\n' + "".join(f"<li>{escape(line)}</li>\n" for line in lines) + "</ul>\n" if lines else ""
 
 
 def figure(identifier: str, caption: str) -> str:

@@ -46,7 +46,7 @@ def subject_of(place: str | Path, overrides: Sequence[str] = (), spelled: Mappin
 
     overrides   as `--set` takes them; spelled: how the user wrote those that were flags
     Of a data file what can be recognised is: header and quoting, and, where the names of the columns do not say it, which of them are the
-    prompt and the answer; what is given is kept.
+    prompt and the answer (of a folder that is one task, by its first file); what is given is kept.
     """
     path = Path(place)
     if (path / "config.yaml").is_file():
@@ -60,8 +60,8 @@ def subject_of(place: str | Path, overrides: Sequence[str] = (), spelled: Mappin
         settings, words = _settings_of(path, run.data)
         run, said = _with(run, settings), [*said, *words]
     files = open_files(run.data)
-    if (error := files[0].error) is not None and files[0].read is None and path.is_file():
-        settings, words = columns_for(run.data, error)
+    if (error := files[0].error) is not None and files[0].read is None and len({file.task for file in files}) == 1:
+        settings, words = columns_for(run.data.model_copy(update={"train": str(files[0].path)}), error)
         run, said = _with(run, settings), [*said, *words]
         files = open_files(run.data)
     if all(file.read is None for file in files):
@@ -81,11 +81,11 @@ def _settings_of(path: Path, config: DataConfig) -> tuple[dict[str, Any], list[s
 
 
 def _of_many(files: Sequence[Opened]) -> BadInput:
-    """The first refusal of several files; columns are guessed for a file alone."""
+    """The first refusal of several tasks; columns are guessed for one alone."""
     error = files[0].error or BadInput("there is nothing to check", where=str(files[0].path))
     if not can_be_guessed(error):
         return error
-    fix = f"{error.fix}\ncolumns are guessed for a single file only: tunesmith check {shlex.quote(str(files[0].path))} says which it would take"
+    fix = f"{error.fix}\ncolumns are guessed for one task only: tunesmith check {shlex.quote(str(files[0].path))} says which it would take"
     return BadInput(error.what, error.where, fix)
 
 
@@ -137,13 +137,13 @@ def renderer_of(run: Run) -> tuple[Renderer, int]:
 
     path = find_model(run.model)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True).get_text_config()
     except Exception as error:
         raise BadInput(
             f"the model's configuration is not understood: {error}", where=str(path / "config.json"), fix="see the message"
         ) from None
     has_own = (path / "generation_config.json").is_file()
-    generation = GenerationConfig.from_pretrained(path) if has_own else GenerationConfig.from_model_config(config)
+    generation = GenerationConfig.from_pretrained(path, local_files_only=True) if has_own else GenerationConfig.from_model_config(config)
     eos = generation.eos_token_id
     eos_ids = set(eos) if isinstance(eos, list) else set() if eos is None else {int(eos)}
     renderer = Renderer(load_tokenizer(path), run.data.template, eos_ids, config.vocab_size, run.data.thinking)

@@ -6,6 +6,7 @@
 Everything goes to standard error; standard output is for results that a program may read.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,24 @@ PLAIN_EVERY_SECONDS = 10.0
 
 
 def say(text: str) -> None:
-    """One line for the reader, to standard error."""
+    """One line for the reader, to standard error; of several processes, which all say the same, the first one's."""
+    if not is_first():
+        return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def is_first() -> bool:
+    """Whether this process speaks for those that torchrun started with it; alone it does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_silent(error: BaseException | None) -> bool:
+    """Whether another process says an error: the one that speaks for all where all know it, else the first of each machine."""
+    said_by = getattr(error, "said_by", None)
+    if said_by is not None:
+        return str(said_by) != os.environ.get("RANK", "0")
+    return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 class Bar(Protocol):
@@ -59,7 +75,7 @@ class _Plain:
 @contextmanager
 def progress(title: str, total: int, unit: str = "row", done: int = 0) -> Iterator[Bar]:
     """A bar for `total` units of work of which `done` are behind us; without a title (all processes but the first) it is silent."""
-    if not title:
+    if not title or not is_first():
         yield _Silent()
         return
     if not sys.stderr.isatty():

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,9 @@ from typing import Any
 from tunesmith import __version__
 from tunesmith.config import Run, load_run, to_yaml, with_absolute_paths
 from tunesmith.errors import BadInput, DiskRefused, MachineFailed, nearest
-from tunesmith.files import explain_disk, write_json, write_text
+from tunesmith.files import clear_leftovers, explain_disk, is_leftover, sync, write_json, write_text
+from tunesmith.kill_points import reached
+from tunesmith.progress import counted, say
 
 
 @dataclass(frozen=True)
@@ -37,31 +39,37 @@ class RunFolder:
         cls.must_be_free(path)
         with explain_disk(path):
             path.mkdir(parents=True, exist_ok=True)
+            sync(path.parent)
         folder = cls(path)
-        (path / "status.json").unlink(missing_ok=True)  # of a run that never began
+        reached("create.folder-made")
         write_text(path / "config.yaml", to_yaml(run))
-        folder.set_status(state="running", version=__version__, command=command, started=now(), resume_command=folder.resume_command)
+        reached("create.config-written")
+        fresh = {"state": "running", "version": __version__, "command": command, "started": now(), "resume_command": folder.resume_command}
+        write_json(path / "status.json", {**fresh, "updated": now()})  # nothing in it is of a run that never began
         return folder
 
     @classmethod
     def must_be_free(cls, path: Path) -> None:
         """Refuse a place for a new run that holds anything but a run that never began."""
-        if path.exists() and not cls(path)._never_began() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not cls(path)._never_began():
             if (path / "config.yaml").is_file():
                 done = cls(path).status().get("state") == "done"
+                free = next(name for n in range(2, 10_000) if not Path(name := f"{path}-{n}").exists())
+                other = f"another output, as --output {shlex.quote(free)}"
                 raise BadInput(
                     f"this folder already holds a {'finished ' if done else ''}run", where=str(path),
-                    fix="another output" if done else f"{cls(path).resume_command}, or another output",
+                    fix=other if done else f"{cls(path).resume_command}, or {other}",
                 )  # fmt: skip
             what = "the output folder is not empty" if path.is_dir() else "the output is a file, and a run is a folder"
             raise BadInput(what, where=str(path), fix="choose another output")
 
     def _never_began(self) -> bool:
-        """Whether all that is here are the config and the status of a run that ended before its first step."""
+        """Whether all that is here are the config and the status of a run that ended before its first step, or less: it was killed while made."""
+        made = (".config.yaml.", ".status.json.")
         try:
-            names = {p.name for p in self.path.iterdir()} - {".lock"}
-            return names == {"config.yaml", "status.json"} and self.status().get("state") in ("failed", "interrupted")
-        except OSError:
+            names = {p.name for p in self.path.iterdir() if not (is_leftover(p) and p.name.startswith(made))} - {".lock"}
+            return not names or (names == {"config.yaml", "status.json"} and self.status().get("state") in ("failed", "interrupted"))
+        except (OSError, BadInput):
             return False
 
     def state(self) -> str:
@@ -85,8 +93,12 @@ class RunFolder:
 
     @contextmanager
     def only_process(self) -> Iterator[None]:
-        """Two processes that train the same run would write over each other; the system frees the lock however the first one ends."""
+        """Two processes that train the same run would write over each other; the system frees the lock however the first one ends.
+
+        What a process that was killed left half done is cleared away.
+        """
         if sys.platform == "win32":
+            self._clear()
             yield
             return
         import fcntl
@@ -98,7 +110,12 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BadInput("another process is training this run", where=str(self.path), fix="wait for it, or stop it first") from None
+            self._clear()
             yield
+
+    def _clear(self) -> None:
+        for folder in (self.path, self.checkpoints):
+            clear_leftovers(folder)
 
     @contextmanager
     def named_in_disk_errors(self) -> Iterator[None]:
@@ -114,7 +131,9 @@ class RunFolder:
 
     @property
     def resume_command(self) -> str:
-        return f"tunesmith resume {shlex.quote(str(self.path))}"
+        n = os.environ.get("WORLD_SIZE", "1")  # torchrun's, here and below
+        several = n != "1" and os.environ.get("LOCAL_WORLD_SIZE") == n  # on several machines each has its own command
+        return f"{f'torchrun --nproc-per-node {n} -m ' if several else ''}tunesmith resume {shlex.quote(str(self.path))}"
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -153,10 +172,28 @@ class RunFolder:
         return self._read_json("status.json")
 
     def set_status(self, **fields: Any) -> None:
-        write_json(self.path / "status.json", {**self.status(), **fields, "updated": now()})
+        try:
+            before = self.status()
+        except BadInput as error:  # a run does not end for want of it: the checkpoints hold what going on needs
+            before = {}
+            damaged = self.path / "status.damaged.json"
+            with explain_disk(damaged):
+                (self.path / "status.json").replace(damaged)
+            say(f"{error.what}; it is kept as {damaged}, and begun again")
+        write_json(self.path / "status.json", {**before, **fields, "updated": now()})
 
     def evaluation(self) -> dict[str, Any]:
         return self._read_json("evaluation.json")
+
+    def evaluation_rows(self) -> list[dict[str, Any]]:
+        """Every row's answers and values, as save_evaluation wrote them; empty where nothing was measured."""
+        path = self.path / "evaluation-rows.jsonl"
+        try:
+            return [json.loads(line) for line in path.read_bytes().splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path.name} cannot be read: {error}", where=str(path), fix=f"tunesmith eval {self.path} writes it again") from None
 
     def save_evaluation(
         self, evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]] = ()
@@ -164,45 +201,84 @@ class RunFolder:
         """samples: answers that the report shows; rows: every row's answers and values, to pair another model's with."""
         save_evaluation(self.path, evaluation, rows)
         write_text(self.path / "samples.jsonl", _lines(samples))
+        reached("measure.written")
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            value: object = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if not isinstance(value, dict):
+                raise ValueError("it holds no object")
+            return value
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
-            raise BadInput(
-                f"{name} cannot be read: {error}", where=str(self.path / name), fix="delete it; tunesmith writes it again"
-            ) from None
-        return value if isinstance(value, dict) else {}
+        except (OSError, ValueError, RecursionError) as error:
+            again = f"delete it, then {self.resume_command}" if name == "status.json" else "delete it; tunesmith eval writes it again"
+            raise BadInput(f"{name} cannot be read: {error}", where=str(self.path / name), fix=again) from None
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl; one line, whole or not at all after a crash (readers skip a torn last line)."""
-        with explain_disk(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        data = (json.dumps(line, allow_nan=False) + "\n").encode()
+        with explain_disk(self.path):
+            reached("log.half-a-line", leaving=lambda: _append(self.path / "metrics.jsonl", data[: len(data) // 2]))
+            _append(self.path / "metrics.jsonl", data)
+        reached("log.written")
+
+    def sync_log(self) -> None:
+        """Put metrics.jsonl on the disk: a checkpoint that outlives a power cut should not outlive the losses that led to it."""
+        with explain_disk(self.path), suppress(FileNotFoundError):
+            sync(self.path / "metrics.jsonl")
 
     def metrics(self) -> list[dict[str, Any]]:
-        try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        rows = []
-        for line in lines:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue  # torn by a crash
-        return rows
+        return [row for _, row in self._logged()[0]]
 
-    def forget_after(self, step: int) -> None:
-        """Drop logged lines of steps that a resumed run will take again."""
-        kept = [row for row in self.metrics() if row["step"] <= step]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+    def _logged(self) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]:
+        """Each line of metrics.jsonl with what it says, and the lines that say nothing; a last one that a crash tore is neither."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return [], []
+        rows, damaged = [], []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                    raise ValueError("not a line of ours")
+                rows.append((line, row))
+            except (ValueError, RecursionError):
+                damaged += [line] if line and number < len(lines) else []
+        return rows, damaged
+
+    def forget_after(self, step: int) -> list[str]:
+        """Drop logged lines of steps that a resumed run will take again; returns what is wrong with those before, in words.
+
+        Lines that cannot be read are kept in metrics.damaged.jsonl.
+        """
+        rows, damaged = self._logged()
+        said = []
+        if damaged:
+            with explain_disk(self.path):
+                _append(self.path / "metrics.damaged.jsonl", b"".join(line + b"\n" for line in damaged))
+                sync(self.path / "metrics.damaged.jsonl")
+            said = [f"metrics.jsonl: {counted(len(damaged), 'line')} cannot be read, and moved to metrics.damaged.jsonl"]
+        kept = [(line, row) for line, row in rows if row["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(line.decode() + "\n" for line, _ in kept))
+        reached("start.forgotten")
+        n_missing = step - len({row["step"] for _, row in kept if "loss" in row and row["step"] > 0})
+        if n_missing:
+            which = f"{n_missing:,} of the first {counted(step, 'step')}"
+            said.append(f"metrics.jsonl: lines are missing for {which}; the weights do not depend on them")
+        return said
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
 
 
 def save_evaluation(folder: Path, evaluation: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """evaluation.json and evaluation-rows.jsonl, of a run or of a folder that holds nothing else."""
     write_json(folder / "evaluation.json", evaluation)
+    reached("measure.answers-written")
     write_text(folder / "evaluation-rows.jsonl", _lines(rows))
 
 

@@ -10,14 +10,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tunesmith.evaluation.quant_study import Histogram, LayerStudy, SchemeStudy, Study, packaged_text, read_text, schemes_to_study, study
+from tunesmith.evaluation.quant_study import Histogram, LayerStudy, Study, packaged_text, read_text, schemes_to_study, study
 from tunesmith.files import must_be_new, new_folder, write_json
+from tunesmith.labels import places
 from tunesmith.page import BLUE, GREY, ORANGE, document, figure, layout, section, table, write_page
 from tunesmith.quant.codebook import FP4, NF4
 from tunesmith.quant.scheme import Scheme, find_scheme
 
 GREEN, PURPLE = "#3f9a5c", "#9a66d0"
 FAMILIES = {"codebooks": ORANGE, "symmetric": BLUE, "asymmetric": GREEN}
+DRAWN = (820.0, 320.0)  # pixels of the first chart between its axes on a wide screen
 LEAST_PERCENT = 0.1  # a text of this length cannot tell less
 DRAWN_AT_FIRST = ("int8", "int6", "nf4", "fp4", "int4", "int3", "int2")  # the other layers' lines are a click away in the legend
 
@@ -159,22 +161,41 @@ def scores(head: tuple[str, ...], rows: list[list[str]]) -> str:
 def bits_and_perplexity(study: Study) -> dict[str, Any]:
     """One point a scheme, coloured by family; how much larger the perplexity became, on a logarithmic axis."""
     heights = {s.name: max(100 * change, LEAST_PERCENT) for s in study.schemes if (change := study.change(s)) is not None}
+    bits = {s.name: s.figures.bits_per_weight for s in study.schemes if s.name in heights}
+    across = (min(bits.values(), default=2.0) - 0.6, max(bits.values(), default=8.0) + 0.6)
+    up = (math.log10(LEAST_PERCENT) - 0.2, math.log10(max(heights.values(), default=1.0)) + 0.2)
+    names = names_among_points(study, bits, heights, across, up)
     data = []
     for family, color in FAMILIES.items():
         points = [scheme for scheme in study.schemes if scheme.name in heights and family_of(scheme.scheme) == family]
         if points:
             data.append({
                 "type": "scatter", "mode": "markers+text", "name": family,
-                "x": [point.figures.bits_per_weight for point in points], "y": [heights[point.name] for point in points],
-                "text": [short(point.scheme) for point in points], "textposition": [place(point, study.schemes, heights) for point in points],
+                "x": [bits[point.name] for point in points], "y": [heights[point.name] for point in points],
+                "text": [short(point.scheme) for point in points], "textposition": [names[point.name] for point in points],
                 "customdata": [[point.name, number(point.perplexity), percent(study.change(point))] for point in points],
                 "marker": {"color": color, "size": 9}, "textfont": {"color": color}, "cliponaxis": False,
                 "hovertemplate": "%{customdata[0]}<br>%{x:.3f} bits, perplexity %{customdata[1]} (%{customdata[2]})<extra></extra>",
             })  # fmt: skip
     drawn = layout("perplexity, % above the model in 16 bits", "bits per weight, scales included", height=420)
-    top = math.log10(max(heights.values(), default=1.0)) + 0.2
-    drawn["yaxis"] |= {"type": "log", "dtick": 1, "range": [math.log10(LEAST_PERCENT) - 0.1, top]}
+    drawn["xaxis"] |= {"range": list(across)}
+    drawn["yaxis"] |= {"type": "log", "dtick": 1, "range": list(up)}
     return {"data": data, "layout": drawn}
+
+
+def names_among_points(
+    study: Study, bits: dict[str, float], heights: dict[str, float], across: tuple[float, float], up: tuple[float, float]
+) -> dict[str, str]:
+    """Where each scheme's short name stands, as plotly says it; two schemes may have the same short name."""
+    points = {
+        name: (
+            DRAWN[0] * (bits[name] - across[0]) / (across[1] - across[0]),
+            DRAWN[1] * (up[1] - math.log10(height)) / (up[1] - up[0]),
+        )
+        for name, height in heights.items()
+    }
+    shown = {s.name: short(s.scheme) for s in study.schemes}
+    return places({name: (shown[name], *point) for name, point in points.items()}, *DRAWN)
 
 
 def family_of(scheme: Scheme) -> str:
@@ -184,21 +205,6 @@ def family_of(scheme: Scheme) -> str:
 def short(scheme: Scheme) -> str:
     clipped = f" clip {scheme.clip:g}" if scheme.clip is not None else ""
     return scheme.name + clipped + (" double" if scheme.double else "")
-
-
-def place(point: SchemeStudy, others: list[SchemeStudy], heights: dict[str, float]) -> str:
-    """Where a point's name meets no neighbour: on the right if that is free, else on the left, else above; of two that stand together apart."""
-    height = heights[point.name]
-    near = {
-        other.name: other.figures.bits_per_weight - point.figures.bits_per_weight
-        for other in others
-        if other.name in heights and other is not point and 0.7 < heights[other.name] / height < 1.4
-    }
-    for name, distance in near.items():
-        if abs(distance) < 0.02:
-            return "top right" if height > heights[name] else "bottom right"
-    right, left = any(0 < distance < 0.7 for distance in near.values()), any(-0.7 < distance < 0 for distance in near.values())
-    return "top center" if right and left else "middle left" if right else "middle right"
 
 
 def error_by_layer(study: Study) -> dict[str, Any]:

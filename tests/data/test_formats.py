@@ -242,6 +242,29 @@ def test_a_table_whose_lines_end_in_cr_alone_is_refused_with_the_command_that_re
     assert read("train.csv", "text,label\r\nwin,spam\r\n", quoting=quoting, **SPAM).n_rows == 1
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz"])
+def test_json_lines_that_end_in_cr_alone_are_read_and_it_is_said(read, name: str):
+    rows = [json.dumps({"prompt": f"é {i}", "completion": "x" * 9000}) for i in range(20)]  # longer than what is read at once
+    content = "\r".join([*rows, "", "{broken", '{"prompt": "last", "completion": "y"}\r']).encode()
+    found = read(name, gzip.compress(content) if name.endswith(".gz") else content, on_bad_row="skip")
+    assert [c.source for c in found.conversations] == [f"{name}:{n}" for n in [*range(1, 21), 23]]
+    assert [c.prompt[0].content for c in found.conversations[:2]] == ["é 0", "é 1"]
+    assert [bad.source for bad in found.skipped] == [f"{name}:22"]
+    assert any("CR alone" in line for line in found.said)
+
+
+def test_a_carriage_return_inside_one_object_is_white_space(read):
+    whole = read("train.jsonl", '{"messages": [\r{"role": "user", "content": "a"},\r{"role": "assistant", "content": "b"}\r]}')
+    assert [c.source for c in whole.conversations] == ["train.jsonl:1"] and whole.conversations[0].answer == "b"
+    assert not any("CR" in line for line in whole.said)
+
+
+def test_a_tsv_whose_first_line_lost_its_tab_is_not_cut_at_commas(read):
+    text = "o, wörld\nspam\thello, wörld\nham\tlunch, today\n"
+    found = read("train.tsv", text, columns=["label", "text"], header=False, quoting=False, on_bad_row="skip", **SPAM)
+    assert [c.answer for c in found.conversations] == ["spam", "ham"] and [bad.source for bad in found.skipped] == ["train.tsv:1"]
+
+
 def test_a_row_of_another_format_is_a_bad_row(read, refused):
     pair = {"prompt": "a", "completion": "b"}
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}

@@ -239,6 +239,35 @@ def test_duplicates_are_rows_equal_to_the_letter():
     assert (sources(kept), sources(dropped)) == (["t.jsonl:1", "t.jsonl:2", "t.jsonl:4"], ["t.jsonl:3"])
 
 
+def test_rows_that_differ_in_their_tools_or_thoughts_alone_are_no_duplicates_and_the_order_of_keys_is_no_difference():
+    def row(line: int, thinking: str | None = None, **tool: str) -> Conversation:
+        turns = (Message("user", "rain?", False), Message("assistant", "no", True, thinking))
+        return Conversation(turns, f"t.jsonl:{line}", tools=(tool,) if tool else ())
+
+    rows = [
+        row(1),
+        row(2, name="a", type="f"),
+        row(3, name="b", type="f"),
+        row(4, thinking="hm"),
+        row(5, type="f", name="a"),
+        row(6, thinking=""),
+    ]
+    kept, dropped = drop_duplicates(rows)
+    assert (sources(kept), sources(dropped)) == ([f"t.jsonl:{n}" for n in (1, 2, 3, 4, 6)], ["t.jsonl:5"])
+
+
+def test_no_two_conversations_pass_for_equal_because_their_texts_run_together():
+    def row(line: int, *turns: tuple[str, str]) -> Conversation:
+        return Conversation(tuple(Message(role, text, role == "assistant") for role, text in turns), f"t.jsonl:{line}")
+
+    rows = [
+        row(1, ("user", "a"), ("assistant", "b")),
+        row(2, ("user", "aassistant+1:b")),
+        row(3, ("user", "a-assistant+1:b"), ("assistant", "")),
+    ]
+    assert drop_duplicates(rows)[1] == []
+
+
 def test_training_rows_that_ask_what_is_held_out_are_removed():
     found = remove_overlap([pair("a", "x", 1), pair("b", "x", 2), pair(" A ", "z", 3)], [pair("a", "y", 9)])
     assert (sources(found.kept), sources(found.removed)) == (["t.jsonl:2"], ["t.jsonl:1", "t.jsonl:3"])

@@ -143,7 +143,7 @@ def test_a_folder_whose_columns_say_nothing_is_told_that_a_file_alone_is_guessed
     Path("tasks").mkdir()
     for task in "ab":
         write_jsonl(Path(f"tasks/{task}.jsonl"), ({"text": f"message {n}", "remark": f"so {n}"} for n in range(20)))
-    refused(run_here("check", "tasks"), "columns do not say", "tasks/a.jsonl", "columns are guessed for a single file only")
+    refused(run_here("check", "tasks"), "columns do not say", "tasks/a.jsonl", "columns are guessed for one task only")
 
 
 # --- train ------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from shell import COLOURS, Train, colour_row, finished, run_here, write_jsonl
 
 from tunesmith.config import load_run
 
-COMMANDS = ("demo", "init", "train", "resume", "eval", "generate", "chat", "show", "runs", "doctor")
+COMMANDS = ("demo", "init", "train", "resume", "eval", "generate", "chat", "show", "runs", "diff", "doctor")
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
@@ -224,7 +224,8 @@ def test_chat_switches_between_adapters(tiny, always):
     lines = ["what colour is thing 50?", "/b", "what colour is thing 50?", "/nobody", "/new", "/quit", "never asked"]
     said = run_here("chat", tiny, "--adapter", f"r={always['red']}", "--adapter", f"b={always['blue']}", stdin="\n".join(lines))
     assert (said.code, said.out) == (0, "red\nblue\n")
-    assert "talking to r" in said.err and "now b answers" in said.err and "/nobody is not known" in said.err
+    assert "talking to r; /base, /r, /b switch (the base is tiny), /new" in said.err
+    assert "now b answers" in said.err and "/nobody is not known" in said.err
 
 
 @pytest.fixture
@@ -249,6 +250,19 @@ def test_the_form_of_the_prompts_is_said_and_fill_makes_it(templated):
     assert said.err.count(form) == 2, "the base is asked in the same form"
     said = run_here("chat", templated, "--fill", stdin=f"{part}\n")
     assert (said.out, form in said.err) == ("red\n", False)
+
+
+def test_a_model_without_adapters_is_called_by_its_own_name(tiny, templated, train: Train):
+    finished(run_here("merge", templated, "--output", "for-things"))
+    finished(train("--method", "full", "--set", "lora.rank=16", "--set", "training.steps=1", output="runs/whole"))
+    for model, name in (("for-things", "for-things"), ("runs/whole", "whole"), (tiny, "tiny")):
+        said = run_here("chat", model, stdin="/base\n")
+        finished(said)
+        assert f"talking to {name}; /new starts over" in said.err
+        assert "/base is not known; /new, /quit" in said.err
+        assert ("this model was trained on prompts of the form" in said.err) == (model == "for-things")
+    refused = run_here("chat", tiny, "--fill")
+    assert refused.code == 2 and "this model was trained without a template" in refused.err
 
 
 def test_fill_needs_a_template_with_one_column(always):

@@ -97,6 +97,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tiny, colo
     assert process.returncode == 130 and "stopped at once; the steps up to" in err and "Traceback" not in err
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     assert "everything is saved" not in err, "it did not wait for the end of the step"
+    assert err.rpartition("fix:   ")[2].strip() == "tunesmith resume twice"
     found = steps_of(folder / "checkpoints")
     assert found and all(problem_of(path) is None for _, path in found)
     finished(run_here("resume", folder))

@@ -106,9 +106,9 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(tiny, tmp_path, m
 def test_outputs_and_models_that_are_not_what_they_should_be(tiny, in_4_bits, trained, tmp_path, tmp_path_factory):
     text = tmp_path_factory.mktemp("file") / "words.txt"
     text.write_text("words")
-    refused(run_here("quantize", tiny, "--output", tmp_path), "something at the output", str(tmp_path), "--output")
-    refused(run_here("quantize", tiny, "--study", "--output", tmp_path), "something at the output", str(tmp_path), "--output")
     for form in ([], ["--study"]):
+        refused(run_here("quantize", tiny, "--output", text.parent, *form), "something at the output", str(text.parent), "--output")
+        refused(run_here("quantize", tiny, "--output", tmp_path, *form), "the folder that this command runs in", str(tmp_path), "--output")
         refused(run_here("quantize", in_4_bits, "--output", tmp_path / "q", *form), "quantised already", str(in_4_bits), "made from")
     refused(run_here("quantize", trained, "--output", tmp_path / "q"), "a run, not a model", str(trained), "adapter")
     for form in ([], ["--study"]):
@@ -117,3 +117,19 @@ def test_outputs_and_models_that_are_not_what_they_should_be(tiny, in_4_bits, tr
         assert "quantising" not in under.err and "perplexity" not in under.err
     refused(run_here("quantize", tmp_path / "nowhere", "--output", tmp_path / "q"), "no such model", "nowhere", "")
     assert tree(tmp_path) == {}
+
+
+def test_an_empty_folder_is_a_place_for_a_model(tiny, trained):
+    for name in ("quantized", "merged", "measured"):
+        Path(name).mkdir()
+    finished(run_here("quantize", tiny, "--output", "quantized"))
+    finished(run_here("merge", trained, "--output", "merged"))
+    finished(run_here("eval", trained, "--output", "measured"))
+    assert all(any(Path(name).iterdir()) for name in ("quantized", "merged", "measured"))
+    refused(run_here("merge", trained, "--output", "merged"), "something at the output already", "merged", "another --output")
+
+
+def test_a_study_whose_blocks_do_not_fit_is_refused_before_anything_is_measured(tiny):
+    said = run_here("quantize", tiny, "--study", "--block-size", "128", "--output", "study")
+    refused(said, "longer than a row", "--block-size", "at most 64")
+    assert "perplexity" not in said.err

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import CHATML, byte_level_tokenizer
 
 from tunesmith.config import LoraConfig
 from tunesmith.data.conversation import Conversation, Message, ToolCall
@@ -90,18 +91,46 @@ def test_every_right_answer_of_a_row_is_accepted_the_trained_one_first(opened):
     assert rows.references[:2] == ["b", "spam"]
 
 
+OWN_MARKS = CHATML.replace("m['content']", "('[THINK]' + m.reasoning_content + '[/THINK]' if m.reasoning_content else '') + m['content']")
+
+
+@pytest.mark.parametrize("template", [CHATML, OWN_MARKS])  # no thinking in it, and thinking between marks of its own
+@pytest.mark.parametrize("special", [(), ("[THINK]", "[/THINK]"), ("<think>", "</think>")])
 @pytest.mark.parametrize(
     "written, answer",
     [
         ("<think>\n0+2\n</think>\n\n2", "2"),
         ("0+2\n</think>\n\n2", "2"),  # the prompt ended in <think>
+        ("[THINK]0+2[/THINK]2", "2"),
+        ("[THINK]0+2[/THINK]\n2<|im_end|>", "2"),
         ("2", "2"),
+        ("write [THINK] and [/THINK]", "write [THINK] and [/THINK]"),
         ("<think>never done", "<think>never done"),
         ("write <think> and </think>", "write <think> and </think>"),
     ],
 )
-def test_an_answer_is_scored_without_its_thinking(written: str, answer: str):
-    assert spoken(written) == answer
+def test_an_answer_is_scored_without_its_thinking(template: str, special: tuple[str, ...], written: str, answer: str):
+    tokenizer = byte_level_tokenizer(template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *special]})
+    for mark in special:
+        answer = answer.replace(mark, "")  # control tokens in the midst of words are not read
+    renderer = Renderer(tokenizer)
+    assert spoken(renderer, tokenizer.encode(written, add_special_tokens=False)) == answer
+
+
+def test_a_template_says_itself_what_stands_around_a_thought():
+    assert Renderer(byte_level_tokenizer(OWN_MARKS)).thinking_marks == ("[THINK]", "[/THINK]")
+    assert Renderer(byte_level_tokenizer(CHATML)).thinking_marks == ("<think>", "</think>")
+    assert Renderer(byte_level_tokenizer(None)).thinking_marks == ("<think>", "</think>")
+    opened = OWN_MARKS.replace("<|im_start|>assistant\n' }}{% endif", "<|im_start|>assistant\n[THINK]' }}{% endif")
+    assert Renderer(byte_level_tokenizer(opened)).thinking_marks == ("", "[/THINK]")  # the prompt opens it
+
+
+def test_a_reference_that_thinks_in_its_text_is_compared_by_what_follows(opened):
+    loaded, renderer = opened
+    row = Conversation((Message("user", "1+1?", False), Message("assistant", "[THINK]0+2[/THINK]2", True)), "f:1")
+    rows = test_rows([row], renderer, loaded.context)
+    assert (rows.references, rows.accepted) == (["2"], [("2",)])
 
 
 def test_the_bytes_of_a_thought_that_is_trained_count_and_others_do_not(opened):

@@ -380,7 +380,7 @@ def test_what_cannot_be_merged_is_refused(runs: dict[str, RunFolder], tiny_model
     other = save_tiny_model(tmp_path / "other", seed=7)
     unfinished = RunFolder.create(runs["lora"].run().model_copy(update={"output": str(tmp_path / "unfinished")}))
     there = tmp_path / "there"
-    there.mkdir()
+    (there / "something").mkdir(parents=True)
     cases = [
         ((full.path, tmp_path / "out"), {}, "nothing to merge", f"use {full.model}"),
         ((full.model, tmp_path / "out"), {}, "nothing to merge", "adapter folder"),

@@ -58,8 +58,10 @@ def test_what_is_said_is_what_was_written(tiny_model, tmp_path, name, bits):
 
 
 def test_an_output_that_is_there_is_left_alone(tiny_model, tmp_path):
+    (tmp_path / "folder" / "of mine").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
     for output in (tmp_path / "folder", tmp_path / "file", tmp_path / "link"):
-        output.mkdir() if output.name == "folder" else output.write_text("mine") if output.name == "file" else output.symlink_to("nowhere")
         with pytest.raises(BadInput, match="something at the output"):
             write_quantized(str(tiny_model), NF4, output)
     assert tree(tmp_path)["file"] == b"mine"

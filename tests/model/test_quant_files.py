@@ -296,7 +296,7 @@ def add_bias(folder):
 
 NAN = torch.nan
 DAMAGE = {
-    "truncated": ("nf4", truncate, "cannot be read"),
+    "truncated": ("nf4", truncate, "cannot be loaded"),
     "a bias too many": ("nf4", add_bias, "without a place"),
     "other levels": ("nf4", change_tensor("weight.quant_map", lambda t: t.flip(0)), "levels in this file"),
     "other nested levels": ("nf4", change_tensor("weight.nested_quant_map", lambda t: t * 2), "levels in this file"),

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.config import TrainingConfig, validate
 from tunesmith.errors import BadInput
+from tunesmith.files import write_tensors
 from tunesmith.kernels.adamw8bit import BLOCK, dequantize, quantize
 from tunesmith.quant.codebook import dynamic_map
 from tunesmith.runs import RunFolder
@@ -19,6 +20,7 @@ from tunesmith.training.adamw8bit import AdamW8bit, moment_map
 from tunesmith.training.checkpoint import steps_of
 from tunesmith.training.loop import resume, train
 from tunesmith.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from tunesmith.training.shards import Stored
 
 CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -161,7 +163,7 @@ def test_a_tensor_whose_values_do_not_lie_in_a_row_is_updated_too():
     assert torch.equal(other.T, one)  # a first step is made before anything is rounded
 
 
-def test_moments_saved_and_loaded_take_the_same_step():
+def test_moments_saved_and_loaded_take_the_same_step(tmp_path: Path):
     def made(seed: int):
         torch.manual_seed(seed)
         layer = nn.Linear(80, 70)
@@ -175,13 +177,14 @@ def test_moments_saved_and_loaded_take_the_same_step():
     one, its_optimizer = made(0)
     for _ in range(3):
         step(one, its_optimizer)
-    saved = {name: tensor.clone() for name, tensor in optimizer_tensors(its_optimizer, dict(one.named_parameters())).items()}
+    saved = optimizer_tensors(its_optimizer, dict(one.named_parameters()))
+    write_tensors(tmp_path / "optimizer.safetensors", saved)
     assert {name for name in saved if name.startswith("weight.")} == {
         f"weight.{kind}" for kind in ("step", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales")
     }
     other, fresh = made(1)
     other.load_state_dict(one.state_dict())
-    load_optimizer_tensors(fresh, dict(other.named_parameters()), saved)
+    load_optimizer_tensors(fresh, dict(other.named_parameters()), Stored(tmp_path, "optimizer"))
     step(one, its_optimizer)
     step(other, fresh)
     assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tunesmith.loss import Scored
 from tunesmith.runs import RunFolder
 from tunesmith.training.checkpoint import open_valid, save, steps_of
 from tunesmith.training.loop import _validate, resume, train
+from tunesmith.training.memory import Cuts
 from tunesmith.training.ready import prepare
 from tunesmith.training.resuming import State
 
@@ -123,34 +122,6 @@ def test_a_step_is_the_same_however_it_is_cut(tiny_model: Path, tmp_path: Path, 
         torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_two_processes_take_the_same_steps_as_one(tiny_model: Path, tmp_path: Path):
-    """The two pack their rows, the one pads them."""
-    training = {"steps": 4, "batch_size": 5}
-    alone = train(make_run(tiny_model, tmp_path, "alone", **METHODS["lora"], training=training))
-    config = tmp_path / "two.yaml"
-    config.write_text(to_yaml(make_run(tiny_model, tmp_path, "two", **METHODS["lora"], training={**training, "packing": True})))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "29731",
-        "-m",
-        "tunesmith",
-        "train",
-        str(config),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = RunFolder(tmp_path / "two")
-    for a, b in zip(losses(alone), losses(two), strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
-    for name, tensor in weights(alone).items():
-        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-4, atol=1e-6)
-
-
 def contradicting(model: Path, folder: Path, **training: Any) -> Run:
     """Training says spam to everything and validation ham: what is learned makes validation worse, sooner or later."""
     (folder / "spam.jsonl").write_text("".join(json.dumps({"prompt": f"call {i}", "completion": "spam"}) + "\n" for i in range(12)))
@@ -212,7 +183,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(tiny_model: Path, tm
     scored = Scored(ready.tuned.loaded.model)
     ready.tuned.parameters["model.norm.weight"].data.fill_(torch.nan)
     with pytest.raises(MachineFailed, match="validation loss after step 5 is nan") as caught:
-        _validate(folder, ready, scored, 5, State(), None)
+        _validate(folder, ready, scored, Cuts(folder, ready), 5, State(), None)
     assert "learning_rate" in caught.value.fix
 
 
@@ -264,12 +235,12 @@ def test_a_resumed_run_may_change_what_decides_no_weight_and_says_so(tiny_model:
 
 
 def without_settings(folder: RunFolder) -> None:
-    """Its checkpoints as they were before the settings were kept in them."""
-    for step, path in steps_of(folder.checkpoints):
-        found = open_valid(path)
-        assert found is not None
-        files = {name: found.tensors(name) for name in ("adapter_model", "optimizer")}
-        save(folder.checkpoints, step, files, {key: found.state[key] for key in ("state", "steps")}, keep=99, best=None)
+    """Its newest checkpoint as it was before the settings were kept in it."""
+    step, path = steps_of(folder.checkpoints)[-1]
+    found = open_valid(path)
+    assert found is not None
+    files = {name: found.tensors(name) for name in ("adapter_model", "optimizer")}
+    save(folder.checkpoints, step, files, {key: found.state[key] for key in ("state", "steps")}, keep=99, best=None)
 
 
 def test_a_run_whose_checkpoints_hold_no_settings_still_resumes(tiny_model: Path, tmp_path: Path):

@@ -1,11 +1,15 @@
 """The schedule, the rule for the learning rate, and what an optimizer keeps."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from tunesmith.config import Run, TrainingConfig
+from tunesmith.files import write_tensors
 from tunesmith.training.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors, schedule
+from tunesmith.training.shards import Stored
 
 
 def run(method: str, rate: float | str = "auto") -> Run:
@@ -40,7 +44,7 @@ def test_weight_decay_leaves_norms_and_biases_alone():
     assert [(len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups] == [(1, 0.1), (1, 0.0)]
 
 
-def test_an_optimizer_saved_and_loaded_takes_the_same_step():
+def test_an_optimizer_saved_and_loaded_takes_the_same_step(tmp_path: Path):
     def trained(n_before: int) -> tuple[nn.Linear, torch.optim.AdamW]:
         torch.manual_seed(0)
         layer = nn.Linear(4, 3)
@@ -55,10 +59,10 @@ def test_an_optimizer_saved_and_loaded_takes_the_same_step():
         optimizer.zero_grad()
 
     one, its_optimizer = trained(3)
-    saved = {k: v.clone() for k, v in optimizer_tensors(its_optimizer, dict(one.named_parameters())).items()}
+    write_tensors(tmp_path / "optimizer.safetensors", optimizer_tensors(its_optimizer, dict(one.named_parameters())))
     other, fresh = trained(0)
     other.load_state_dict(one.state_dict())
-    load_optimizer_tensors(fresh, dict(other.named_parameters()), saved)
+    load_optimizer_tensors(fresh, dict(other.named_parameters()), Stored(tmp_path, "optimizer"))
     step(one, its_optimizer)
     step(other, fresh)
     assert torch.equal(one.weight, other.weight)

@@ -9,7 +9,7 @@ sees the same examples in the same step.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,14 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tunesmith.data.conversation import Conversation
-from tunesmith.data.packing import Row, pack
+from tunesmith.data.packing import Row, best_fit, row_of
 from tunesmith.data.stored import StoredExamples
-from tunesmith.data.template import Example, Renderer
+from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
 
 LENGTH_STEP = 32  # tokens; rows are padded to a multiple of it
 IGNORED = -100  # the label that no loss counts
+LENGTHS_SEEN = 2_000_000  # in the search for the largest micro-batch: a moment; later epochs mix the same lengths again
 
 
 @dataclass(frozen=True)
@@ -60,40 +60,42 @@ class Fitted:
     truncated: list[str]
 
 
-def render_all(
-    conversations: Iterable[Conversation], renderer: Renderer, on_progress: Callable[[int], None] | None = None
-) -> list[Example]:
-    """Every example of the conversations, in order; raises what the first one that cannot be rendered raises."""
-    examples: list[Example] = []
-    for n, result in enumerate(renderer.attempt_many(conversations), 1):
-        if isinstance(result, BadInput):
-            raise result
-        examples += result
-        if on_progress is not None and n % 256 == 0:
-            on_progress(n)
-    return examples
-
-
 def fit(examples: Sequence[Example], max_length: int, on_too_long: str) -> Fitted:
     """Apply the policy for long examples; an example with nothing to learn is refused whatever the policy.
 
     on_too_long   "error": refuse the first; "drop": leave out; "truncate": cut the end off
     """
-    kept, dropped, truncated = [], [], []
-    longest = max((len(example) for example in examples), default=0)
+    fitted = Fitted([], [], [])
+    fitted.examples.extend(fitting(examples, max_length, on_too_long, fitted.dropped.append, fitted.truncated.append))
+    return fitted
+
+
+def fitting(
+    examples: Iterable[Example],
+    max_length: int,
+    on_too_long: str,
+    dropped: Callable[[str], None],
+    truncated: Callable[[str], None],
+) -> Iterator[Example]:
+    """`fit` for examples that come one by one; `dropped` and `truncated` are told the sources.
+
+    Where a long one is refused, the rest is only counted, so that the error can say the length that would do.
+    """
+    too_long: Example | None = None
+    n_long = n_all = longest = 0
     for example in examples:
-        if len(example) > max_length:
-            if on_too_long == "error":
-                n_long = sum(len(e) > max_length for e in examples)
-                raise BadInput(
-                    f"{n_long:,} of {len(examples):,} examples are longer than training.max_length = {max_length}; the longest has {longest:,} tokens",
-                    where=f"{example.source}: {len(example):,} tokens",
-                    fix=f'training.max_length: {longest}, or data.on_too_long: "drop" or "truncate"',
-                )
-            if on_too_long == "drop":
-                dropped.append(example.source)
-                continue
-            truncated.append(example.source)
+        n_all, longest = n_all + 1, max(longest, len(example))
+        is_long = len(example) > max_length
+        n_long += is_long
+        if is_long and on_too_long == "error":
+            too_long = too_long or example
+        if too_long is not None:
+            continue
+        if is_long and on_too_long == "drop":
+            dropped(example.source)
+            continue
+        if is_long:
+            truncated(example.source)
             if not example.trained[1:max_length].any():
                 raise BadInput(
                     "no token of this example would be trained",
@@ -103,8 +105,13 @@ def fit(examples: Sequence[Example], max_length: int, on_too_long: str) -> Fitte
             example = Example(example.ids[:max_length], example.trained[:max_length], example.source)
         if not example.trained[1:].any():
             raise BadInput("no token of this example would be trained", where=example.source, fix="it has no answer with weight 1")
-        kept.append(example)
-    return Fitted(kept, dropped, truncated)
+        yield example
+    if too_long is not None:
+        raise BadInput(
+            f"{n_long:,} of {n_all:,} examples are longer than training.max_length = {max_length}; the longest has {longest:,} tokens",
+            where=f"{too_long.source}: {len(too_long):,} tokens",
+            fix=f'training.max_length: {longest}, or data.on_too_long: "drop" or "truncate"',
+        )
 
 
 def windows(example: Example, max_length: int) -> list[Example]:
@@ -162,6 +169,21 @@ def cut(examples: Sequence[Example], micro_batch_tokens: int, micro_batch_size: 
     return groups
 
 
+def grouped(
+    examples: Sequence[Example], micro_batch_tokens: int, micro_batch_size: int | None = None, packing: bool = False
+) -> list[list[Example]]:  # fmt: skip
+    """The examples of each micro-batch, the longest of each first: padded ones (`cut`), or side by side in rows (data/packing.py)."""
+    if not packing:
+        return cut(examples, micro_batch_tokens, micro_batch_size)
+    return [[examples[i] for i in members] for members in best_fit([len(example) for example in examples], micro_batch_tokens)]
+
+
+def tokens_of(group: Sequence[Example], packing: bool) -> int:
+    """What is computed of a micro-batch, before its rows are rounded up."""
+    lengths = [len(example) for example in group]
+    return sum(lengths) if packing else len(lengths) * max(lengths)
+
+
 @dataclass(frozen=True)
 class StepRows:
     """The examples of every optimizer step, by step number.
@@ -206,13 +228,44 @@ class StepRows:
         begin, end, *_ = [*starts[within : within + 2], len(order)]
         return [self.examples[i] for i in order[begin:end]]
 
-    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
+    def groups(self, step: int, rank: int = 0, world: int = 1) -> list[list[Example]]:
         """This process's share of the step, cut to fit memory; empty if the step has fewer examples than processes."""
-        share = self.of_step(step)[rank::world]
+        return grouped(self.of_step(step)[rank::world], self.micro_batch_tokens, self.micro_batch_size, self.packing)
+
+    def collated(self, group: Sequence[Example]) -> Batch:
+        """A micro-batch as tensors."""
         if self.packing:
-            return [collate_row(row, _round_up(len(row))) for row in pack(share, self.micro_batch_tokens)]
-        groups = cut(share, self.micro_batch_tokens, self.micro_batch_size)
-        return [collate(group, min(_round_up(len(group[0])), self._longest_of_all)) for group in groups]
+            row = row_of(group)
+            return collate_row(row, _round_up(len(row)))
+        return collate(group, min(_round_up(len(group[0])), self._longest_of_all))
+
+    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
+        """`groups` as tensors."""
+        return [self.collated(group) for group in self.groups(step, rank, world)]
+
+    def largest_steps(self, steps: range, world: int, n_examples: int) -> list[int]:
+        """Those of `steps` whose lengths allow the largest micro-batches, as many as have about `n_examples` examples; in their order.
+
+        No example is opened for it. Of equal ones those with the longest example come first; of very many epochs the first are seen.
+        """
+        begin = epoch = n_seen = 0
+        found: list[np.ndarray] = []
+        while begin < steps.stop and n_seen < LENGTHS_SEEN:
+            n_steps = self.steps_of_epoch(epoch)
+            if begin + n_steps > steps.start:
+                order, starts = self._epoch(epoch)
+                lengths, n_of_step = self._lengths[order], np.diff([*starts, len(order)])
+                longest, total = (how.reduceat(lengths, np.asarray(starts)) for how in (np.maximum, np.add))
+                most = total if self.packing else -(-n_of_step // world) * longest
+                bound = np.maximum(longest, np.minimum(most, self.micro_batch_tokens))
+                step = np.arange(begin, begin + n_steps)
+                found.append(np.stack([bound, longest, n_of_step, step])[:, (step >= steps.start) & (step < steps.stop)])
+                n_seen += len(order)
+            begin, epoch = begin + n_steps, epoch + 1
+        bound, longest, n_of_step, step = np.concatenate(found, axis=1)
+        ranked = np.lexsort((step, -longest, -bound))
+        n_enough = int(np.searchsorted(np.cumsum(n_of_step[ranked]), n_examples)) + 1
+        return sorted(step[ranked[:n_enough]].tolist())
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, Sequence[int]]:
         """Its order, and where each of its steps begins in it; the last one asked for is kept."""

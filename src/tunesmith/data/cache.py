@@ -5,7 +5,8 @@
 
 The key: the bytes of every data file, the whole data section, the tokenizer with its template and stop tokens (Renderer.fingerprint),
 the length limit, the code of the data stage and the versions of the libraries that read and tokenise. What is found is compared with
-its manifest first, byte for byte. So a stale or damaged entry is never used: the rows are made again.
+its manifest first, by the SHA-256 of every file. So a stale or damaged entry is never used: the rows are made again. Of files larger
+than 16 MiB that were not touched since they were last read, data and entries alike, the hash is remembered (hashes.py, with the trade-off).
 
 Few rows are not kept: they are made in a moment. Entries lie in the user's cache folder, readable by the user alone
 (TUNESMITH_CACHE=FOLDER: elsewhere; TUNESMITH_CACHE=off: none); the ones longest unused go when all take more than 10 GiB.
@@ -14,9 +15,9 @@ Few rows are not kept: they are made in a moment. Entries lie in the user's cach
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -24,29 +25,22 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config import DataConfig
-from tunesmith.data.conversation import Conversation, Message, ToolCall
+from tunesmith.data.batches import lengths_of
+from tunesmith.data.hashes import forget_gone, known_sha256
 from tunesmith.data.rows import Rows
 from tunesmith.data.sources import sources_of
+from tunesmith.data.spool import cache_folder
 from tunesmith.data.stored import StoredExamples, write_examples
 from tunesmith.data.template import Renderer
 from tunesmith.errors import TunesmithError
-from tunesmith.files import new_folder, sha256_of, write_json, write_text
+from tunesmith.files import is_leftover, new_folder, write_json
 from tunesmith.progress import say
 
-VARIABLE = "TUNESMITH_CACHE"
 MOST_BYTES = 10 << 30
 LEAST_EXAMPLES = 5_000
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow", "numpy")
+ABANDONED_SECONDS = 3600  # then an unfinished entry is not being written any more: its process was killed
 FACTS, MANIFEST = "rows.json", "MANIFEST.json"
-
-
-def cache_folder() -> Path | None:
-    """Where entries lie; None if the user wants none."""
-    named = os.environ.get(VARIABLE, "")
-    if named.lower() in ("off", "no", "0"):
-        return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named).expanduser() if named else home / "tunesmith" / "rows"
 
 
 class RowsCache:
@@ -58,7 +52,7 @@ class RowsCache:
         self.folder: Path | None = None
         sources = [source for part in ("train", "validation", "test") for source in sources_of(config, part)[0]]
         if root is not None:
-            bytes_of = [sha256_of(file) for source in sources for file in source.files if file.is_file()]
+            bytes_of = [known_sha256(file) for source in sources for file in source.files if file.is_file()]
             names = [[source.task, *source.names, *source.origins] for source in sources]
             key = {"data": config.model_dump(mode="json"), "names": names, "bytes": bytes_of, "code": _code()}
             self.folder = root / _hash(key)
@@ -66,7 +60,7 @@ class RowsCache:
     @property
     def is_empty(self) -> bool:
         """Whether no rows of these data were kept, with any tokenizer."""
-        return self.folder is None or not any(entry.is_dir() for entry in _inside(self.folder))
+        return self.folder is None or not any(entry.is_dir() and not is_leftover(entry) for entry in _inside(self.folder))
 
     def rows(self, renderer: Renderer, max_length: int, make: Callable[[], Rows]) -> Rows:
         """Kept rows, or new ones, which are kept."""
@@ -141,14 +135,13 @@ def _code() -> str:
 
 
 def _write(rows: Rows, place: Path) -> None:
-    n_bytes = 5 * (rows.counts.get("tokens_per_epoch", 0) + sum(map(len, rows.validation)))
+    n_bytes = 5 * (rows.counts.get("tokens_per_epoch", 0) + int(lengths_of(rows.validation).sum()))
     place.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with new_folder(place, n_bytes) as beside:
         beside.mkdir(mode=0o700)
         for name in ("train", "validation"):
             write_examples(beside / name, getattr(rows, name))
-        write_text(beside / "test.jsonl", "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows.test))
-        facts = {key: getattr(rows, key) for key in ("train_answers", "said", "counts", "files")}
+        facts = {key: getattr(rows, key) for key in ("said", "counts", "files")}
         write_json(beside / FACTS, facts)
         write_json(beside / MANIFEST, _checksums(beside))
 
@@ -157,24 +150,21 @@ def _opened(place: Path) -> Rows:
     if json.loads((place / MANIFEST).read_text(encoding="utf-8")) != _checksums(place):
         raise ValueError("a file was changed")
     facts = json.loads((place / FACTS).read_text(encoding="utf-8"))
-    with (place / "test.jsonl").open(encoding="utf-8") as lines:
-        test = [_conversation(json.loads(line)) for line in lines]
-    return Rows(train=StoredExamples(place / "train"), validation=StoredExamples(place / "validation"), test=test, **facts)
+    return Rows(train=StoredExamples(place / "train"), validation=StoredExamples(place / "validation"), **facts)
 
 
 def _checksums(place: Path) -> dict[str, str]:
-    return {str(file.relative_to(place)): sha256_of(file) for file in sorted(place.rglob("*")) if file.is_file() and file.name != MANIFEST}
-
-
-def _conversation(held: dict[str, Any]) -> Conversation:
-    def message(turn: dict[str, Any]) -> Message:
-        return Message(**{**turn, "tool_calls": tuple(ToolCall(**call) for call in turn["tool_calls"])})
-
-    return Conversation(**{**held, "messages": tuple(map(message, held["messages"])), "tools": tuple(held["tools"])})
+    return {
+        str(file.relative_to(place)): known_sha256(file) for file in sorted(place.rglob("*")) if file.is_file() and file.name != MANIFEST
+    }
 
 
 def _remove_oldest(root: Path, spared: Path) -> None:
-    """Entries longest unused go until the others take at most MOST_BYTES together."""
+    """Entries longest unused go until the others take at most MOST_BYTES together, and what a killed process left half written."""
+    forget_gone(root)
+    for entry in (entry for data in _inside(root) for entry in _inside(data) if is_leftover(entry)):
+        if time.time() - entry.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(entry, ignore_errors=True)
     entries = [entry for data in _inside(root) for entry in _inside(data) if entry.is_dir()]
     sizes = {entry: sum(file.stat().st_size for file in entry.rglob("*") if file.is_file()) for entry in entries}
     total = sum(sizes.values())

@@ -6,7 +6,7 @@
 
 Two steps. Bytes become rows (readers.py: JSONL, JSON, CSV, TSV, Parquet, Arrow, text; each also as .gz), then rows become
 messages: by their shape (shapes.py: `messages`, `pairs`, `alpaca`, `instances` of a task, `text`) or by templates over the
-columns (columns.py). Here it is decided, once a file, which. Both are streams: only what is kept stays in memory.
+columns (columns.py). Here it is decided, once a file, which. Both are streams, and of a large file the conversations lie on disk (spool.py).
 
 Why not a data-frame library: they rename repeated columns, turn gaps into NaN, join lines at a stray quote and count records
 instead of lines, all without a word. Here a row is read as it stands, or it is a `BadRow` with its true line and the reason;
@@ -15,7 +15,7 @@ row doubtful (another encoding, a cut .gz, a JSON document that breaks off, a qu
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ from tunesmith.data import shapes
 from tunesmith.data.columns import RowError, Template, cell, columns_of, compile_template, placeholders, quoted
 from tunesmith.data.conversation import Conversation, Message
 from tunesmith.data.readers import COLUMNAR, File, Row, clip, columns_example, listed, peek, recognise, rows_of
+from tunesmith.data.spool import Gathered
 from tunesmith.errors import BadInput, nearest
 
 # Column pairs that other tools use for a prompt and its answer, most explicit first.
@@ -60,7 +61,7 @@ class Read:
     n_rows    rows in the file: len(conversations) + len(skipped)
     """
 
-    conversations: list[Conversation]
+    conversations: Sequence[Conversation]
     format: str
     what: str
     said: list[str]
@@ -108,8 +109,9 @@ def _read(config: DataConfig, path: Path, answers: bool, name: str, task: str) -
         raise BadInput("the file holds no rows", where=str(path), fix="give a file with at least one example")
     good = [row for row in peeked if not row.problem]
     skipped: list[BadRow] = []
-    conversations: list[Conversation] = []
-    no_text: dict[str, list[str]] = {}
+    gathered = Gathered()
+    no_text: dict[str, list[Any]] = {}  # column → how many of its values are no text, the first of them
+    have_text: set[str] = set()
     # Without one good row there is nothing to recognise; every row is then a bad one and the reasons are their own.
     plan = _plan(file, config, good, answers) if good else None
     for row in chain(peeked, rows):
@@ -119,10 +121,12 @@ def _read(config: DataConfig, path: Path, answers: bool, name: str, task: str) -
                 messages, tools = plan.build(row.values)
                 told = TURNS if plan.format == "messages" else set()
                 fields = {} if file.kind == "text" else {key: value for key, value in row.values.items() if key not in told}
-                conversations.append(Conversation(messages, source, fields, task, tools))
+                gathered.append(Conversation(messages, source, fields, task, tools))
                 for column in plan.texts:
-                    if row.values.get(column) is not None and not isinstance(row.values[column], str):
-                        no_text.setdefault(column, []).append(source)
+                    if isinstance(value := row.values.get(column), str):
+                        have_text.add(column)
+                    elif value is not None:
+                        no_text.setdefault(column, [0, source])[0] += 1
             except RowError as error:
                 problem = str(error)
         if problem and config.on_bad_row == "error":
@@ -130,6 +134,7 @@ def _read(config: DataConfig, path: Path, answers: bool, name: str, task: str) -
             raise BadInput(problem, where=f"{path}:{row.line}", fix=fix)
         if problem:
             skipped.append(BadRow(source, problem))
+    conversations = gathered.whole()
     if not conversations or plan is None:
         first = skipped[0]
         raise BadInput(
@@ -139,11 +144,11 @@ def _read(config: DataConfig, path: Path, answers: bool, name: str, task: str) -
         )
     n_rows = len(conversations) + len(skipped)
     said = [f"{name}: {file}, {n_rows:,} {'row' if n_rows == 1 else 'rows'}, {plan.description}", *notes, *plan.remarks()]
-    for column, where in no_text.items():
-        if any(isinstance(c.fields.get(column), str) for c in conversations):  # a column of numbers or of objects is what it is
-            number = "1 value of" if len(where) == 1 else f"{len(where):,} values of"
-            verb = "is" if len(where) == 1 else "are"
-            said.append(f'{name}: {number} "{clip(column)}" {verb} no text and written as JSON; the first at {where[0]}')
+    for column, (n_values, where) in no_text.items():
+        if column in have_text:  # a column of numbers or of objects is what it is
+            number = "1 value of" if n_values == 1 else f"{n_values:,} values of"
+            verb = "is" if n_values == 1 else "are"
+            said.append(f'{name}: {number} "{clip(column)}" {verb} no text and written as JSON; the first at {where}')
     if skipped:
         said.append(f"{name}: {len(skipped):,} of {n_rows:,} rows skipped, the first at {skipped[0].source}: {skipped[0].problem}")
     return Read(conversations, plan.format, f"{file}, {plan.description}", said, skipped, n_rows)

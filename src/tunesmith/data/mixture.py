@@ -20,13 +20,16 @@ every epoch, and nearly the same ones when rows are added. One that gets more re
 with the smallest hash once more.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import blake2b
 
+import numpy as np
+
 from tunesmith.data.conversation import Conversation
+from tunesmith.data.digests import Places, as_numbers, ranked
+from tunesmith.data.spool import picked
 from tunesmith.errors import BadInput
 
 
@@ -84,18 +87,23 @@ def apportion(total: int, shares: Mapping[str, Fraction]) -> dict[str, int]:
     return whole
 
 
-def chosen(rows: Sequence[Conversation], n: int) -> list[Conversation]:
+def chosen(rows: Sequence[Conversation], n: int) -> Sequence[Conversation]:
     """The `n` rows with the smallest hash of their content, in their own order."""
-    if n >= len(rows):
-        return list(rows)
-    by_hash = sorted(range(len(rows)), key=lambda index: (content_hash(rows[index]), index))
-    return [rows[index] for index in sorted(by_hash[:n])]
+    return rows if n >= len(rows) else picked(rows, _smallest(rows, n))
 
 
-def repeated(rows: Sequence[Conversation], n: int) -> list[Conversation]:
+def repeated(rows: Sequence[Conversation], n: int) -> Sequence[Conversation]:
     """`n` rows, each as often as any other or once more."""
     times, more = divmod(n, len(rows))
-    return [*list(rows) * times, *(chosen(rows, more) if more else [])]
+    if times == 1 and not more:
+        return rows
+    again = _smallest(rows, more) if more else np.empty(0, np.int64)
+    return picked(rows, np.concatenate([np.tile(np.arange(len(rows)), times), again]))
+
+
+def _smallest(rows: Sequence[Conversation], n: int) -> Places:
+    """The places of the `n` rows with the smallest hash of their content, in order."""
+    return np.sort(ranked(as_numbers(b"".join(map(content_hash, rows))))[:n])
 
 
 def content_hash(conversation: Conversation) -> bytes:
@@ -104,26 +112,28 @@ def content_hash(conversation: Conversation) -> bytes:
     return blake2b(turns.encode(), digest_size=16).digest()
 
 
-def by_task(rows: Sequence[Conversation]) -> dict[str, list[Conversation]]:
+def by_task(rows: Sequence[Conversation]) -> dict[str, Sequence[Conversation]]:
     """The rows of each task, tasks in the order in which they first come."""
-    tasks: defaultdict[str, list[Conversation]] = defaultdict(list)
-    for row in rows:
-        tasks[row.task].append(row)
-    return dict(tasks)
+    return {task: picked(rows, places) for task, places in _places_by_task(rows).items()}
 
 
-def evenly(rows: Sequence[Conversation], most: int | None) -> list[Conversation]:
+def _places_by_task(rows: Sequence[Conversation]) -> dict[str, Places]:
+    numbers: dict[str, int] = {}
+    task_of = np.fromiter((numbers.setdefault(row.task, len(numbers)) for row in rows), np.int32, len(rows))
+    return {task: np.flatnonzero(task_of == number) for task, number in numbers.items()}
+
+
+def evenly(rows: Sequence[Conversation], most: int | None) -> Sequence[Conversation]:
     """At most `most` rows, the first ones of every task: as many of each as there are, but never more of one than fit for all."""
     if most is None or most >= len(rows):
-        return list(rows)
-    tasks = by_task(rows)
+        return rows
+    tasks = _places_by_task(rows)
     taken, left = dict.fromkeys(tasks, 0), most
     while left:
         for task in [task for task, own in tasks.items() if taken[task] < len(own)][:left]:
             taken[task] += 1
             left -= 1
-    kept = {id(row) for task, own in tasks.items() for row in own[: taken[task]]}
-    return [row for row in rows if id(row) in kept]
+    return picked(rows, np.sort(np.concatenate([own[: taken[task]] for task, own in tasks.items()])))
 
 
 def table(doses: Sequence[Dose]) -> list[str]:

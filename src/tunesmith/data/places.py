@@ -26,6 +26,7 @@ from typing import Any
 from tunesmith.config import is_hub_name
 from tunesmith.data.readers import KINDS, listed
 from tunesmith.errors import BadInput, MachineFailed, nearest
+from tunesmith.names import is_plain
 
 SPLITS = {
     "train": ("train", "training"),
@@ -172,11 +173,11 @@ def _saved_files(folder: Path) -> tuple[Path, ...]:
     try:
         state: Any = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         names = [str(file["filename"]) for file in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput("the saved dataset does not say which files it has", where=str(folder / "state.json"), fix=fix) from None
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise BadInput("the saved dataset is a selection of rows of its files", where=str(folder / "state.json"), fix=fix)
-    if not names or any(Path(name).name != name for name in names):
+    if not names or not all(is_plain(name) for name in names):
         raise BadInput("the saved dataset names no files of its own", where=str(folder / "state.json"), fix=fix)
     return tuple(folder / name for name in names)
 

@@ -58,13 +58,14 @@ BLANK = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True)
 class File:
-    """A file whose kind is known. `note`: what had to be guessed, to be said aloud."""
+    """A file whose kind is known. `note`: what had to be guessed, to be said aloud; `classic`: its lines end in CR alone, as on the first Macs."""
 
     path: Path
     kind: str
     gzipped: bool
     separator: str = ""
     note: str = ""
+    classic: bool = False
 
     def __str__(self) -> str:
         name = KIND_NAMES[self.kind]
@@ -104,6 +105,8 @@ def recognise(path: Path, config: DataConfig) -> File:
     _must_not_be_utf16(file, head)
     if not head.removeprefix(b"\xef\xbb\xbf").strip() and len(head) < 1 << 16:
         raise BadInput("the file holds only blank lines", where=str(path), fix="give a file with at least one example")
+    if file.kind == "jsonl" and _is_classic(head):
+        file = replace(file, classic=True, note=file.note or "its lines end in CR alone (carriage return, as on old Macs), and are read so")
     if file.kind in ("csv", "tsv"):
         _must_have_lines(file, head)
         file = replace(file, separator=_separator(file.kind, head, config))
@@ -177,6 +180,20 @@ def _must_have_lines(file: File, head: bytes) -> None:
         )
 
 
+def _is_classic(head: bytes) -> bool:
+    """Whether the objects of a JSONL file stand between carriage returns, which in one object may be white space too."""
+    if b"\n" in head or b"\r" not in head.strip() or _is_object(head):
+        return False
+    return any(map(_is_object, head.split(b"\r")))
+
+
+def _is_object(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _sniff(head: bytes, config: DataConfig) -> str:
     if head[:4] == b"PAR1":
         return "parquet"
@@ -195,12 +212,14 @@ def _sniff(head: bytes, config: DataConfig) -> str:
 
 
 def _separator(kind: str, head: bytes, config: DataConfig) -> str:
-    """Comma or tab; where the first line has none of them, the tab or semicolon that it does have."""
+    """Comma or tab; where the first line has none of them, the tab or semicolon that it does have (not in a .tsv with tabs further down: that
+    line is damaged, and read by its commas the others would be cut at the wrong places)."""
     line = head.lstrip().partition(b"\n")[0]
     usual = "," if kind == "csv" else "\t"
     one_column = config.columns is not None and len(config.columns) == 1
     others = [mark for mark in "\t;," if mark.encode() in line]
-    return usual if one_column or not others or usual in others else others[0]
+    has_usual = usual in others or (kind == "tsv" and b"\t" in head)
+    return usual if one_column or not others or has_usual else others[0]
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -240,10 +259,10 @@ def peek(rows: Iterator[Row], stop_at_bad: bool) -> list[Row]:
 
 
 def _lines(file: File) -> Iterator[tuple[int, str]]:
-    r"""Line number and text with its line end. Only \n ends a line: str.splitlines would also cut at U+2028 inside a string."""
+    r"""Line number and text with its line end. Only \n ends a line (\r too in a classic file): str.splitlines would also cut at U+2028 inside a string."""
     offset = 0
     with _open(file) as stream:
-        for number, raw in enumerate(stream, 1):
+        for number, raw in enumerate(_classic_lines(stream) if file.classic else stream, 1):
             try:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -254,6 +273,15 @@ def _lines(file: File) -> Iterator[tuple[int, str]]:
                 ) from None
             offset += len(raw)
             yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _classic_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    rest = b""
+    while block := stream.read(1 << 16):
+        *lines, rest = (rest + block).split(b"\r")
+        yield from (line + b"\r" for line in lines)
+    if rest:
+        yield rest
 
 
 def _text_rows(file: File, one_per_line: bool) -> Iterator[Row]:

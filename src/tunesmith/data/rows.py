@@ -2,26 +2,32 @@
 
     parts = load_parts(run.data)                              # conversations for training, validation and test
     rows = load_rows(parts, run.data, max_length=512, renderer=renderer)
-    rows.train                                                # list[Example]
+    rows.train                                                # Sequence[Example]
     rows.said, rows.counts                                    # what to print, what to keep
 
-No model is needed for the first step, so a wrong path is found before one is loaded.
+No model is needed for the first step, so a wrong path is found before one is loaded. Of many rows neither conversations nor
+examples are in memory (spool.py, stored.py): what is kept of a row while it is compared, split and rendered are some 300 bytes.
 """
 
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tunesmith.config import DataConfig, first_path
-from tunesmith.data.batches import Fitted, fit, render_all, windows
+from tunesmith.data.batches import fitting, windows
 from tunesmith.data.conversation import Conversation, has_thinking
 from tunesmith.data.mixture import by_task, mix, repeated, table
 from tunesmith.data.readers import listed
 from tunesmith.data.sources import Part, read_part, spread_phrasings
 from tunesmith.data.split import drop_duplicates, remove_overlap, split
+from tunesmith.data.spool import joined, picked
+from tunesmith.data.stored import GatheredExamples
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput, nearest
-from tunesmith.progress import counted, progress, upto
+from tunesmith.progress import Bar, counted, progress, upto
 
 THINKING = {
     "keep": "learned as the beginning of the answer",
@@ -35,9 +41,9 @@ GIANT_LENGTHS, GIANT_CHARACTERS = 100, 1_000_000  # times training.max_length; o
 class Parts:
     """Conversations of each use, before any token."""
 
-    train: list[Conversation]
-    validation: list[Conversation]
-    test: list[Conversation]
+    train: Sequence[Conversation]
+    validation: Sequence[Conversation]
+    test: Sequence[Conversation]
     said: list[str]
     counts: dict[str, int]
     files: dict[str, dict[str, Any]]
@@ -45,12 +51,10 @@ class Parts:
 
 @dataclass(frozen=True)
 class Rows:
-    """Examples in memory, or on disk (data/cache.py)."""
+    """Examples in memory, or on disk (stored.py)."""
 
     train: Sequence[Example]
     validation: Sequence[Example]
-    test: list[Conversation]
-    train_answers: list[str]
     said: list[str]
     counts: dict[str, int]
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -79,7 +83,7 @@ def load_parts(config: DataConfig) -> Parts:
         counts["duplicates_dropped"] = len(dropped)
         said.append(f"{len(dropped):,} rows equal to an earlier one dropped; {len(train):,} left")
     shares = {kind: value for kind in ("validation", "test") if isinstance(value := getattr(config, kind), float)}
-    held: dict[str, list[Conversation]] = {"validation": [], "test": []}
+    held: dict[str, Sequence[Conversation]] = {"validation": [], "test": []}
     near = None if config.near_duplicates == "off" else config.near_duplicates
     seed = 0  # of the split: the same rows are held out whatever the seed of training
     if shares:
@@ -93,10 +97,10 @@ def load_parts(config: DataConfig) -> Parts:
     for kind in ("validation", "test"):
         if isinstance(getattr(config, kind), str | list):
             held[kind] = read(kind).conversations
-    strangers = [*(() if "test" in shares else held["test"]), *held_out]  # test rows that the split has not seen
-    held["test"] = [*held["test"], *held_out]
+    strangers = joined([[] if "test" in shares else held["test"], held_out])  # test rows that the split has not seen
+    held["test"] = joined([held["test"], held_out])
 
-    def apart(name: str, rows: list[Conversation], others: list[Conversation]) -> list[Conversation]:
+    def apart(name: str, rows: Sequence[Conversation], others: Sequence[Conversation]) -> Sequence[Conversation]:
         if not others:
             return rows
         with progress(f"looking for held-out rows in {name}" if near else "", len(rows)) as bar:
@@ -107,7 +111,7 @@ def load_parts(config: DataConfig) -> Parts:
 
     # a share cannot overlap; a file can, with the training file and with the other one, and so can a held-out task
     held["validation"] = apart("validation", held["validation"], strangers if "validation" in shares else held["test"])
-    train = apart("train", train, [*(() if "validation" in shares else held["validation"]), *strangers])
+    train = apart("train", train, joined([[] if "validation" in shares else held["validation"], strangers]))
     if not train:
         held_by_file = counts["overlap_removed"] > 0
         raise BadInput(
@@ -131,24 +135,27 @@ def load_parts(config: DataConfig) -> Parts:
     return Parts(train, held["validation"], held["test"], said, counts, files)
 
 
-def _without_tasks(part: Part, names: Sequence[str]) -> tuple[list[Conversation], list[Conversation]]:
+def _without_tasks(part: Part, names: Sequence[str]) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     """The rows of the tasks that are trained on, and those of the held-out ones."""
     tasks = list(part.weights())
     if unknown := [name for name in names if name not in tasks]:
         fix = nearest(unknown[0], tasks) if len(tasks) > 1 else "data.train: several files, or a folder of them"
         raise BadInput(f'data.train has no task "{unknown[0]}" to hold out', where="data.held_out", fix=fix)
-    kept = [row for row in part.conversations if row.task not in names]
-    if names and not kept:
+    if not names:
+        return part.conversations, []
+    held_out = np.fromiter((row.task in names for row in part.conversations), bool, len(part.conversations))
+    kept = picked(part.conversations, np.flatnonzero(~held_out))
+    if not kept:
         where = f"data.held_out: {listed(names)}"
         raise BadInput(
             "every task of data.train is held out, so no row is left to train on", where=where, fix="leave a task out of data.held_out"
         )
-    return kept, [row for row in part.conversations if row.task in names]
+    return kept, picked(part.conversations, np.flatnonzero(held_out))
 
 
 def _mixed(
     train: Sequence[Conversation], weights: dict[str, float], config: DataConfig, counts: dict[str, int], said: list[str]
-) -> list[Conversation]:
+) -> Sequence[Conversation]:
     """The rows of one epoch of several tasks, tasks in the order of data.train."""
     tasks = by_task(train)
     if gone := [task for task in weights if task not in tasks and task not in config.held_out]:
@@ -162,7 +169,7 @@ def _mixed(
         n_rows, weights=weights, mixing=config.mixing, temperature=config.temperature, cap=config.cap,
         n_epoch=min(n_epoch, config.limit or n_epoch),
     )  # fmt: skip
-    rows = [row for dose in doses for row in repeated(tasks[dose.task], dose.n_seen)]
+    rows = joined([repeated(tasks[dose.task], dose.n_seen) for dose in doses])
     if left_out := sum(max(0, dose.n_rows - dose.n_seen) for dose in doses):
         counts["left_out_by_mixing"] = left_out
     if again := sum(max(0, dose.n_seen - dose.n_rows) for dose in doses):
@@ -175,29 +182,86 @@ def _mixed(
 
 
 def _without_giants(
-    conversations: Sequence[Conversation], renderer: Renderer, max_length: int, on_too_long: str
-) -> tuple[list[Conversation], list[str]]:
-    """Giant rows are treated before they are tokenised, which would cost gigabytes; the second value is what was dropped.
+    conversations: Iterable[Conversation], renderer: Renderer, max_length: int, on_too_long: str, dropped: Callable[[str], None]
+) -> Iterator[Conversation]:
+    """Giant rows are treated before they are tokenised, which would cost gigabytes; `dropped` is told the sources of those left out.
 
-    Rows that are merely too long are left to `fit`, which counts them and knows the length that would do.
+    Rows that are merely too long are left to `fitting`, which counts them and knows the length that would do.
     """
-    kept, dropped = [], []
     for conversation in conversations:
         n_characters = sum(len(message.content) for message in conversation.messages)
         least = renderer.least_tokens(conversation)
         if conversation.is_text or least <= max_length or (least <= GIANT_LENGTHS * max_length and n_characters <= GIANT_CHARACTERS):
-            kept.append(conversation)
+            yield conversation
         elif on_too_long == "drop":
-            dropped.append(conversation.source)
+            dropped(conversation.source)
         elif on_too_long == "truncate":
-            kept.append(renderer.shortened(conversation, max_length))
+            yield renderer.shortened(conversation, max_length)
         else:
             raise BadInput(
                 f"an example is far longer than training.max_length = {max_length}",
                 where=f"{conversation.source}: {n_characters:,} characters, so more than {least:,} tokens",
                 fix='look at the row; data.on_too_long: "drop" or "truncate" lets the others train',
             )
-    return kept, dropped
+
+
+@dataclass
+class _Rendering:
+    """Conversations on their way to examples: one pass, in which everything is counted that is said afterwards."""
+
+    renderer: Renderer
+    max_length: int
+    on_too_long: str
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)  # the source of the first row of a kind
+
+    def examples(self, name: str, conversations: Sequence[Conversation]) -> Sequence[Example]:
+        made = GatheredExamples()
+        with progress(f"rendering {name}", len(conversations)) as bar:
+            cut = self._cut(_told(conversations, bar))
+            for example in fitting(cut, self.max_length, self.on_too_long, self._note("dropped"), self._note("truncated")):
+                self.counts["tokens"] += len(example)
+                self.counts["trained"] += int(example.trained[1:].sum())
+                made.append(example)
+        return made.whole()
+
+    def _note(self, kind: str) -> Callable[[str], None]:
+        def note(source: str) -> None:
+            self.counts[kind] += 1
+            self.first.setdefault(kind, source)
+
+        return note
+
+    def _cut(self, conversations: Iterable[Conversation]) -> Iterator[Example]:
+        """Every example; of raw text its windows."""
+        are_text: deque[bool] = deque()  # of the rows that the renderer has taken and not given back
+
+        def all_rows() -> Iterator[Conversation]:
+            for conversation in conversations:
+                self.counts["thinking"] += has_thinking(conversation)
+                yield conversation
+
+        def possible_rows() -> Iterator[Conversation]:
+            for conversation in _without_giants(all_rows(), self.renderer, self.max_length, self.on_too_long, self._note("dropped")):
+                are_text.append(conversation.is_text)
+                yield conversation
+
+        for result in self.renderer.attempt_many(possible_rows()):
+            if isinstance(result, BadInput):
+                raise result
+            is_text = are_text.popleft()
+            for example in result:
+                pieces = windows(example, self.max_length) if is_text else [example]
+                self.counts["rendered"] += 1
+                self.counts["cut"] += len(pieces)
+                yield from pieces
+
+
+def _told(conversations: Iterable[Conversation], bar: Bar) -> Iterator[Conversation]:
+    for n, conversation in enumerate(conversations, 1):
+        yield conversation
+        if n % 256 == 0:
+            bar.advance(256)
 
 
 def load_rows(parts: Parts, config: DataConfig, max_length: int, renderer: Renderer) -> Rows:
@@ -205,40 +269,36 @@ def load_rows(parts: Parts, config: DataConfig, max_length: int, renderer: Rende
 
     Raw text has no answer that a cut could lose: it is cut into windows of `max_length` tokens, each token learned once.
     """
-    said, counts = list(parts.said), dict(parts.counts)
-    said.append(renderer.describe())
-    if n_thinking := sum(map(has_thinking, parts.train)):
+    said, counts = [*parts.said, renderer.describe()], dict(parts.counts)
+    told: list[str] = []
+
+    def examples(name: str, conversations: Sequence[Conversation]) -> tuple[Sequence[Example], Counter[str]]:
+        rendering = _Rendering(renderer, max_length, config.on_too_long)
+        made, found = rendering.examples(name, conversations), rendering.counts
+        if found["cut"] > found["rendered"]:
+            counts["text_windows"] = counts.get("text_windows", 0) + found["cut"]
+            told.append(f"{found['rendered']:,} {name} texts cut into {found['cut']:,} windows of at most {max_length} tokens")
+        for kind in ("dropped", "truncated"):
+            if n := found[kind]:
+                counts[f"too_long_{kind}"] = counts.get(f"too_long_{kind}", 0) + n
+                told.append(f"{n:,} {name} examples longer than {max_length} tokens {kind}; the first: {rendering.first[kind]}")
+        return made, found
+
+    train, of_train = examples("training", parts.train)
+    if n_thinking := of_train["thinking"]:
         said.append(f"{counted(n_thinking, 'training row')} with thinking: {THINKING[config.thinking]} (data.thinking: {config.thinking})")
-
-    def examples(name: str, conversations: Sequence[Conversation]) -> list[Example]:
-        possible, far_too_long = _without_giants(conversations, renderer, max_length, config.on_too_long)
-        with progress(f"rendering {name}", len(possible)) as bar:
-            rendered = render_all(possible, renderer, lambda n: bar.advance(256))
-        texts = {c.source for c in possible if c.is_text}
-        cut = [window for example in rendered for window in (windows(example, max_length) if example.source in texts else [example])]
-        if len(cut) > len(rendered):
-            counts["text_windows"] = counts.get("text_windows", 0) + len(cut)
-            said.append(f"{len(rendered):,} {name} texts cut into {len(cut):,} windows of at most {max_length} tokens")
-        fitted: Fitted = fit(cut, max_length, config.on_too_long)
-        for kind, sources in (("dropped", [*far_too_long, *fitted.dropped]), ("truncated", fitted.truncated)):
-            if sources:
-                counts[f"too_long_{kind}"] = counts.get(f"too_long_{kind}", 0) + len(sources)
-                said.append(f"{len(sources):,} {name} examples longer than {max_length} tokens {kind}; the first: {sources[0]}")
-        return fitted.examples
-
-    train = examples("training", parts.train)
-    validation = examples("validation", parts.validation) if parts.validation else []
+    validation, _ = examples("validation", parts.validation) if parts.validation else ([], None)
+    said += told
     if not train:
         raise BadInput("every example is longer than training.max_length", where=first_path(config), fix="raise training.max_length")
     if len(train) > len(parts.train) and "text_windows" not in counts:
         said.append(
             f"{len(parts.train):,} conversations became {len(train):,} examples: the template rewrites earlier turns, so each answer is its own example"
         )
-    counts["trained_tokens_per_epoch"] = sum(int(e.trained[1:].sum()) for e in train)
-    counts["tokens_per_epoch"] = sum(len(e) for e in train)
+    counts["trained_tokens_per_epoch"] = of_train["trained"]
+    counts["tokens_per_epoch"] = of_train["tokens"]
     said.append(
         f"training on {counted(len(train), 'example')}, {counts['tokens_per_epoch']:,} tokens of which {counts['trained_tokens_per_epoch']:,} are learned; "
         f"validation {len(validation):,}, test {len(parts.test):,}"
     )
-    answers = [c.answer for c in parts.train if c.answer is not None]
-    return Rows(train, validation, parts.test, answers, said, counts, parts.files)
+    return Rows(train, validation, said, counts, parts.files)

@@ -23,10 +23,11 @@ copies are in one cluster. What a text is made of, and why:
 A text without a word ("?!") is a near copy of nothing but the texts that equal it but for case and spacing; those are always together.
 
 Time and memory grow with the number of words and not with the number of pairs: equal texts are one text, and where many look alike, each is compared
-with its `WINDOW` nearest neighbours in a bucket, if they are not in one cluster already. Held at once: 8 bytes a word and 512 a text.
+with its `WINDOW` nearest neighbours in a bucket, if they are not in one cluster already. In memory are about 250 bytes a text: an eighth of each
+signature, enough to see which pairs are worth a closer look, and the keys of a band. The words (8 bytes each) and the signatures (512 a text) lie on disk.
 
 Source: Broder 1997, "On the resemblance and containment of documents"; for the bands Leskovec, Rajaraman and Ullman 2014, "Mining of Massive
-Datasets", section 3.4.
+Datasets", section 3.4; for estimates by the last bits of a signature Li and König 2010, "b-Bit minwise hashing" (arXiv 0910.3349).
 """
 
 import re
@@ -35,14 +36,16 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.data.digests import Places, digests, first_equal
+from tunesmith.data.spool import Numbers, joined, ranges
 from tunesmith.errors import BadInput
 
 Hashes = NDArray[np.uint64]
-Places = NDArray[np.int64]
 
 LEAST_THRESHOLD = 0.5  # below, bands would be so short that unrelated texts share them
 PERMUTATIONS = 128
@@ -53,8 +56,8 @@ SPACELESS_BIT, FORM_BIT = 1, 2
 SLAB = 1 << 18  # words worked on at once
 PIECE = 1 << 20  # characters cut into words at once
 ESTIMATED = 4096  # pairs whose signatures are compared at once
-REMEMBERED = 1 << 21  # pairs that are not looked at again
-VOCABULARY = 1 << 20  # words whose hashes are kept for the next text
+REMEMBERED = 1 << 20  # pairs that are not looked at again
+VOCABULARY = 1 << 18  # words whose hashes are kept for the next text
 
 # Thai and Lao, Burmese, Khmer, 々〆〇, kana, Han
 SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -80,8 +83,9 @@ def clusters(texts: Sequence[str], threshold: float = 0.8, on_progress: Callable
     No two texts are joined but through pairs of that similarity. Of the pairs that just reach it, less than 1 in 1,000 is missed (at 0.8,
     1 in 10,000), and fewer of more similar ones. Raises BadInput for another threshold.
     """
-    first_of, distinct = _distinct(texts)
-    signed = _sign([texts[place] for place in distinct], threshold, _in_texts(on_progress, len(texts)))
+    texts_read, first = _read(texts, _in_texts(on_progress, len(texts)))
+    distinct = np.unique(first)
+    signed = _sign(texts_read.only(distinct), threshold, _in_texts(on_progress, len(texts)))
     roots = np.arange(len(distinct))  # of each text the first one of its cluster, as far as it is known
     refused: set[int] = set()
     for band in range(signed.n_bands):
@@ -90,7 +94,8 @@ def clusters(texts: Sequence[str], threshold: float = 0.8, on_progress: Callable
             roots = _joined(roots, _verified(signed, one[apart], other[apart], refused))
         signed.said(0.8 + 0.2 * (band + 1) / signed.n_bands)
     signed.said(1.0)
-    return [distinct[roots[number]] for number in first_of]
+    clustered: list[int] = distinct[roots[np.searchsorted(distinct, first)]].tolist()
+    return clustered
 
 
 def matches(
@@ -100,11 +105,11 @@ def matches(
 
     threshold, on_progress   as of `clusters`
     """
-    first_of, distinct = _distinct([*others, *texts])
+    texts_read, first = _read(joined([others, texts]), _in_texts(on_progress, len(texts)))
+    distinct = np.unique(first)
     n_others = int(np.searchsorted(distinct, len(others)))  # different ones; they come first
-    both = [others[place] if place < len(others) else texts[place - len(others)] for place in distinct]
-    signed = _sign(both, threshold, _in_texts(on_progress, len(texts)))
-    found = np.where(np.arange(len(both)) < n_others, np.arange(len(both)), -1)
+    signed = _sign(texts_read.only(distinct), threshold, _in_texts(on_progress, len(texts)))
+    found = np.where(np.arange(len(distinct)) < n_others, np.arange(len(distinct)), -1)
     refused: set[int] = set()
     for band in range(signed.n_bands):
         for one, other in _neighbours(signed.key(band), signed.key(band + 1), n_others):
@@ -113,35 +118,57 @@ def matches(
                 found[b] = a
         signed.said(0.8 + 0.2 * (band + 1) / signed.n_bands)
     signed.said(1.0)
-    return [distinct[found[number]] if found[number] >= 0 else None for number in first_of[len(others) :]]
+    of_texts = found[np.searchsorted(distinct, first[len(others) :])]
+    return [place if matched else None for place, matched in zip(distinct[of_texts].tolist(), (of_texts >= 0).tolist(), strict=True)]
 
 
 # Texts to words: 64 bits each, of which two say whether it is a character of a script without spaces, or a form.
 
 
 @dataclass(frozen=True)
-class _Read:
-    """Of text i the words are hashes[starts[i]:starts[i + 1]]."""
+class _Words:
+    """Some texts in memory: of text i the words are hashes[starts[i]:starts[i + 1]]."""
 
     hashes: Hashes
     starts: Places
 
-    def slabs(self) -> Iterator[tuple[int, int]]:
-        """Ranges of texts of about SLAB words, one text at least."""
-        first, n_texts = 0, len(self.starts) - 1
-        while first < n_texts:
-            end = int(np.searchsorted(self.starts, self.starts[first] + SLAB, side="right")) - 1
-            end = min(max(end, first + 1), n_texts)
-            yield first, end
-            first = end
-
-    def texts(self, first: int, end: int) -> "_Read":
-        starts = self.starts[first : end + 1]
-        return _Read(self.hashes[starts[0] : starts[-1]], starts - starts[0])
-
     def text_of(self) -> Places:
         """For each word its text."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """All texts, on disk: of text i `lengths[i]` words from `starts[i]` on."""
+
+    words: Numbers
+    starts: Places
+    lengths: Places
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def n_words(self) -> int:
+        return int(self.lengths.sum())
+
+    def only(self, places: Places) -> "_Read":
+        """The texts at these places, which come in order."""
+        return _Read(self.words, self.starts[places], self.lengths[places])
+
+    def slabs(self) -> Iterator[tuple[int, int, _Words]]:
+        """Ranges of texts of about SLAB words, one text at least, with their words."""
+        ends, first = np.cumsum(self.lengths), 0
+        while first < len(self):
+            before = int(ends[first - 1]) if first else 0
+            end = min(max(int(np.searchsorted(ends, before + SLAB, side="right")), first + 1), len(self))
+            yield first, end, self.texts(np.arange(first, end))
+            first = end
+
+    def texts(self, places: Places) -> _Words:
+        """Texts at these places, which come in order."""
+        lengths = self.lengths[places]
+        return _Words(self.words.gathered(self.starts[places], lengths), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 class _Vocabulary(dict[str, int]):
@@ -155,28 +182,29 @@ class _Vocabulary(dict[str, int]):
         return value
 
 
-def _distinct(texts: Sequence[str]) -> tuple[list[int], list[int]]:
-    """For each text its number among the different ones, and for each of these the place of its first copy."""
-    number: dict[bytes, int] = {}
-    first_of: list[int] = []
-    distinct: list[int] = []
-    for place, text in enumerate(texts):
-        key = blake2b(plain(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        first_of.append(number.setdefault(key, len(number)))
-        if len(number) > len(distinct):
-            distinct.append(place)
-    return first_of, distinct
+def _read(texts: Sequence[str], said: Callable[[float], None]) -> tuple[_Read, Places]:
+    """Every text as words, and for each the place of the first that equals it but for case and spacing."""
+    all_words, ends, vocabulary = Numbers(np.uint64), array("q"), _Vocabulary()
 
+    def one_by_one() -> Iterator[str]:
+        hashes = array("Q")
+        for n_read, text in enumerate(texts, 1):
+            for begin in range(0, len(text), PIECE):
+                hashes.extend(map(vocabulary.__getitem__, words(text[begin : begin + PIECE])))
+            ends.append(len(all_words) + len(hashes))
+            if len(hashes) >= SLAB:
+                all_words.append(np.frombuffer(hashes, np.uint64))
+                hashes = array("Q")
+            if n_read % 1024 == 0:
+                said(0.5 * n_read / len(texts))
+            yield plain(text)
+        if hashes:
+            all_words.append(np.frombuffer(hashes, np.uint64))
 
-def _read(texts: Sequence[str], said: Callable[[float], None]) -> _Read:
-    hashes, starts, vocabulary = array("Q"), array("q", [0]), _Vocabulary()
-    for n_read, text in enumerate(texts, 1):
-        for begin in range(0, len(text), PIECE):
-            hashes.extend(map(vocabulary.__getitem__, words(text[begin : begin + PIECE])))
-        starts.append(len(hashes))
-        if n_read % 1024 == 0:
-            said(0.5 * n_read / len(texts))
-    return _Read(np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64), np.frombuffer(starts, np.int64))
+    first = first_equal(digests(one_by_one()))
+    whole = np.frombuffer(ends, np.int64) if ends else np.empty(0, np.int64)
+    lengths = np.diff(whole, prepend=0)
+    return _Read(all_words, whole - lengths, lengths), first
 
 
 def _mixed(values: Hashes) -> Hashes:
@@ -186,7 +214,7 @@ def _mixed(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
-def _after(read: _Read, n: int) -> tuple[Hashes, NDArray[np.bool_]]:
+def _after(read: _Words, n: int) -> tuple[Hashes, NDArray[np.bool_]]:
     """For each word the one that stands n places after it, and whether there is one in the same text."""
     text_of = read.text_of()
     later, inside = np.zeros_like(read.hashes), np.zeros(len(text_of), bool)
@@ -196,7 +224,7 @@ def _after(read: _Read, n: int) -> tuple[Hashes, NDArray[np.bool_]]:
     return later, inside
 
 
-def _runs(read: _Read, n: int) -> tuple[Hashes, NDArray[np.bool_]]:
+def _runs(read: _Words, n: int) -> tuple[Hashes, NDArray[np.bool_]]:
     """For each word the hash of the n words that begin with it, and whether these are in one text."""
     run = _mixed(read.hashes)
     inside = np.ones(len(run), bool)
@@ -211,24 +239,24 @@ def _runs(read: _Read, n: int) -> tuple[Hashes, NDArray[np.bool_]]:
 
 def _without_forms(read: _Read) -> _Read:
     """Each run of words that stand in passages common to many texts becomes one word."""
-    n_texts = len(read.starts) - 1
+    n_texts = len(read)
     limit = min(FORM_TEXTS, max(FORM_LEAST, int(FORM_SHARE * n_texts)))
     if n_texts <= limit:
         return read
-    n_counts = 1 << min(24, max(12, (4 * len(read.hashes)).bit_length()))
+    n_counts = 1 << min(24, max(12, (4 * read.n_words).bit_length()))
     n_texts_with = np.zeros(n_counts, np.uint32)  # of a passage, by the last bits of its hash
-    for first, end in read.slabs():
-        passages, inside = _runs(slab := read.texts(first, end), FORM_WORDS)
+    for _, _, slab in read.slabs():
+        passages, inside = _runs(slab, FORM_WORDS)
         place = slab.text_of()[inside] * n_counts + (passages[inside] & np.uint64(n_counts - 1)).astype(np.int64)
         passage = np.sort(_unique(place) % n_counts)
         changes = np.flatnonzero(np.diff(passage, prepend=-1))
         n_texts_with[passage[changes]] += np.diff(changes, append=len(passage)).astype(np.uint32)
     if int(n_texts_with.max()) <= limit:
         return read
-    hashes: list[Hashes] = []
+    hashes = Numbers(np.uint64)
     lengths: list[Places] = []
-    for first, end in read.slabs():
-        passages, inside = _runs(slab := read.texts(first, end), FORM_WORDS)
+    for _, _, slab in read.slabs():
+        passages, inside = _runs(slab, FORM_WORDS)
         n_with = np.where(inside, n_texts_with[passages & np.uint64(n_counts - 1)], 0)
         most = (
             n_with.copy()
@@ -243,10 +271,11 @@ def _without_forms(read: _Read) -> _Read:
         kept, counts = _folded(slab, form)
         hashes.append(kept)
         lengths.append(counts)
-    return _Read(np.concatenate(hashes), np.concatenate([[0], np.cumsum(np.concatenate(lengths))]))
+    whole = np.concatenate(lengths)
+    return _Read(hashes, np.cumsum(whole) - whole, whole)
 
 
-def _folded(read: _Read, form: NDArray[np.bool_]) -> tuple[Hashes, Places]:
+def _folded(read: _Words, form: NDArray[np.bool_]) -> tuple[Hashes, Places]:
     """The words with every run of form words as one, and how many of them each text has."""
     text_of = read.text_of()
     begins = np.ones(len(form), bool)
@@ -264,7 +293,7 @@ def _folded(read: _Read, form: NDArray[np.bool_]) -> tuple[Hashes, Places]:
 # Words to shingles to signatures.
 
 
-def _shingles(read: _Read) -> tuple[Hashes, Places]:
+def _shingles(read: _Words) -> tuple[Hashes, Places]:
     """Two shingles for each word, one after the other, and where those of each text begin; the same one may come again.
 
     A word alone and with the next one; a character of a script without spaces with the next and the next two. Shorter where the text ends or a
@@ -288,10 +317,17 @@ def _shingles(read: _Read) -> tuple[Hashes, Places]:
 
 @dataclass(frozen=True)
 class _Signed:
-    """Texts with their MinHash signatures [texts, permutations], cut into bands of so many columns."""
+    """Texts with their MinHash signatures of PERMUTATIONS numbers each, cut into bands of so many columns.
+
+    signatures   on disk: of each slab of texts [permutations, texts]
+    slabs        where those begin among the texts, and the number of texts
+    last_bits    [texts, permutations], in memory: the last eight bits of each number
+    """
 
     read: _Read
-    signatures: NDArray[np.uint32]
+    signatures: Numbers
+    slabs: list[int]
+    last_bits: NDArray[np.uint8]
     threshold: float
     width: int
     said: Callable[[float], None]
@@ -302,23 +338,29 @@ class _Signed:
 
     def key(self, band: int) -> Hashes:
         """Texts with one key agree in all columns of the band; a text without words has a key of its own. Bands go round."""
-        key = np.full(len(self.signatures), band % self.n_bands, np.uint64)
-        for column in range(band % self.n_bands * self.width, (band % self.n_bands + 1) * self.width):
-            key = _mixed(key + self.signatures[:, column])
+        key = np.full(len(self.read), band % self.n_bands, np.uint64)
+        first_column = band % self.n_bands * self.width
+        for first, end in pairwise(self.slabs):
+            n_texts = end - first
+            begin = first * PERMUTATIONS + first_column * n_texts
+            columns = self.signatures.read(begin, begin + self.width * n_texts).reshape(self.width, n_texts)
+            for column in columns:
+                key[first:end] = _mixed(key[first:end] + column)
         return key
 
 
-def _sign(texts: Sequence[str], threshold: float, said: Callable[[float], None]) -> _Signed:
+def _sign(texts: _Read, threshold: float, said: Callable[[float], None]) -> _Signed:
     if not LEAST_THRESHOLD <= threshold <= 1:
         raise BadInput(
             f"{threshold:g} is no threshold for near copies", where="similarity",
             fix=f"{LEAST_THRESHOLD:g} to 1; 0.8 is usual",
         )  # fmt: skip
-    read = _without_forms(_read(texts, said))
+    read = _without_forms(texts)
     factors = _mixed(np.arange(1, PERMUTATIONS + 1, dtype=np.uint64)) | np.uint64(1)
-    signatures = np.empty((len(texts), PERMUTATIONS), np.uint32)
-    for first, end in read.slabs():
-        shingles, starts = _shingles(read.texts(first, end))
+    signatures, slabs = Numbers(np.uint32), [0]
+    last_bits = np.empty((len(read), PERMUTATIONS), np.uint8)
+    for first, end, slab in read.slabs():
+        shingles, starts = _shingles(slab)
         filled = np.flatnonzero(np.diff(starts))
         block = np.empty((PERMUTATIONS, end - first), np.uint32)
         block[:] = _mixed(np.arange(first, end, dtype=np.uint64)) >> np.uint64(32)  # of texts without words
@@ -327,9 +369,11 @@ def _sign(texts: Sequence[str], threshold: float, said: Callable[[float], None])
             for k, factor in enumerate(factors):
                 np.multiply(shingles, factor, out=permuted)
                 block[k, filled] = np.minimum.reduceat(permuted, starts[filled]) >> np.uint64(32)
-        signatures[first:end] = block.T
-        said(0.5 + 0.3 * end / len(texts))
-    return _Signed(read, signatures, threshold, _width(threshold), said)
+        signatures.append(block)
+        slabs.append(end)
+        last_bits[first:end] = block.T.astype(np.uint8)
+        said(0.5 + 0.3 * end / len(read))
+    return _Signed(read, signatures, slabs, last_bits, threshold, _width(threshold), said)
 
 
 def _width(threshold: float) -> int:
@@ -377,11 +421,12 @@ def _verified(signed: _Signed, one: Places, other: Places, refused: set[int]) ->
     """The pairs whose true similarity reaches the threshold. `refused`: pairs seen here before that do not; new ones are added."""
     used = signed.n_bands * signed.width
     enough = signed.threshold - 4 * (signed.threshold * (1 - signed.threshold) / used) ** 0.5  # four standard deviations
-    n_texts = len(signed.signatures)
+    n_texts = len(signed.read)
     verified: list[tuple[int, int]] = []
     for first in range(0, len(one), ESTIMATED):
         a, b = one[first : first + ESTIMATED], other[first : first + ESTIMATED]
-        likely = np.count_nonzero(signed.signatures[a] == signed.signatures[b], axis=1) >= enough * PERMUTATIONS
+        # some pairs too many, as different numbers may end in the same bits, and none too few
+        likely = np.count_nonzero(signed.last_bits[a] == signed.last_bits[b], axis=1) >= enough * PERMUTATIONS
         a, b = a[likely], b[likely]
         new = np.array([code not in refused for code in (a * n_texts + b).tolist()], bool)
         a, b = a[new], b[new]
@@ -395,8 +440,7 @@ def _verified(signed: _Signed, one: Places, other: Places, refused: set[int]) ->
 
 def _similarities(read: _Read, one: Places, other: Places) -> NDArray[np.float64]:
     """The Jaccard similarity of the shingles of each pair of texts."""
-    lengths = np.diff(read.starts)
-    n_words = np.cumsum(lengths[one] + lengths[other])
+    n_words = np.cumsum(read.lengths[one] + read.lengths[other])
     similarities = np.zeros(len(one))
     first = 0
     while first < len(one):
@@ -409,24 +453,17 @@ def _similarities(read: _Read, one: Places, other: Places) -> NDArray[np.float64
 def _similarities_of_slab(read: _Read, one: Places, other: Places) -> NDArray[np.float64]:
     places, local = np.unique(np.concatenate([one, other]), return_inverse=True)
     one, other = local[: len(one)], local[len(one) :]
-    starts, lengths = read.starts[places], read.starts[places + 1] - read.starts[places]
-    shingles, ends = _shingles(_Read(read.hashes[_ranges(starts, lengths)], np.concatenate([[0], np.cumsum(lengths)])))
+    shingles, ends = _shingles(read.texts(places))
     values, number = np.unique(shingles, return_inverse=True)
     # a set of shingles is a range of `members`: numbers of shingles, each with its text before it as the high digit
     members = _unique(np.repeat(np.arange(len(places)), np.diff(ends)) * len(values) + number)
     begins = np.searchsorted(members, np.arange(len(places) + 1) * len(values))
     sizes = np.diff(begins)
-    wanted = members[_ranges(begins[one], sizes[one])] % max(len(values), 1) + np.repeat(other, sizes[one]) * len(values)
+    wanted = members[ranges(begins[one], sizes[one])] % max(len(values), 1) + np.repeat(other, sizes[one]) * len(values)
     found = np.searchsorted(members, wanted)
     shared = (found < len(members)) & (members[np.minimum(found, len(members) - 1)] == wanted)
     n_both = np.bincount(np.repeat(np.arange(len(one)), sizes[one]), weights=shared, minlength=len(one))
     return n_both / np.maximum(sizes[one] + sizes[other] - n_both, 1)
-
-
-def _ranges(starts: Places, lengths: Places) -> Places:
-    """starts[0], starts[0] + 1, … for lengths[0] places, then starts[1], …"""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
 def _unique(values: Places) -> Places:

@@ -17,10 +17,11 @@ from typing import Any
 from tunesmith.config import DataConfig, DataEntry
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.formats import BadRow, Read, phrased, read_conversations
+from tunesmith.data.hashes import known_sha256
 from tunesmith.data.mixture import chosen, content_hash
 from tunesmith.data.places import find, stem
+from tunesmith.data.spool import Gathered, joined
 from tunesmith.errors import BadInput
-from tunesmith.files import sha256_of
 
 MOST_LINES = 8  # files that are told of one by one
 
@@ -50,7 +51,7 @@ class Part:
     """All rows of a part. `files`: origin → {"rows", "sha256"}; `n_rows` counts the skipped ones too."""
 
     sources: tuple[Source, ...]
-    conversations: list[Conversation]
+    conversations: Sequence[Conversation]
     skipped: list[BadRow]
     n_rows: int
     n_limited: int
@@ -122,27 +123,28 @@ def _short_names(files: Sequence[Path]) -> list[str]:
 def read_part(config: DataConfig, part: str, name_alone: bool = False) -> Part:
     """Every row of a part, in the order of its datasets, each with its task; name_alone as of `sources_of`."""
     sources, said = sources_of(config, part, name_alone)
-    conversations: list[Conversation] = []
+    parts: list[Sequence[Conversation]] = []
     skipped: list[BadRow] = []
     reads: list[tuple[str, Read]] = []
     files: dict[str, dict[str, Any]] = {}
     limited: list[str] = []
     n_rows = n_limited = 0
     for source in sources:
-        rows: list[Conversation] = []
+        of_files: list[Sequence[Conversation]] = []
         for path, name, origin in zip(source.files, source.names, source.origins):
             read = read_conversations(source.config, path, name, source.task)
             reads.append((name, read))
-            rows += read.conversations
+            of_files.append(read.conversations)
             skipped += read.skipped
             n_rows += read.n_rows
-            files[origin] = {"rows": read.n_rows, "sha256": sha256_of(path)}
+            files[origin] = {"rows": read.n_rows, "sha256": known_sha256(path)}
+        rows = joined(of_files)
         if source.limit is not None and source.limit < len(rows):
             n_limited += len(rows) - source.limit
             limited.append(f"{source.task or source.names[0]}: {source.limit:,} of {len(rows):,} rows used (its limit)")
             rows = chosen(rows, source.limit)
-        conversations += rows
-    return Part(sources, conversations, skipped, n_rows, n_limited, [*said, *_told(reads), *limited], files)
+        parts.append(rows)
+    return Part(sources, joined(parts), skipped, n_rows, n_limited, [*said, *_told(reads), *limited], files)
 
 
 def _told(reads: Sequence[tuple[str, Read]]) -> list[str]:
@@ -163,14 +165,16 @@ def _told(reads: Sequence[tuple[str, Read]]) -> list[str]:
     return lines
 
 
-def spread_phrasings(rows: Sequence[Conversation], sources: Sequence[Source]) -> tuple[list[Conversation], list[str]]:
+def spread_phrasings(rows: Sequence[Conversation], sources: Sequence[Source]) -> tuple[Sequence[Conversation], list[str]]:
     """Training rows with one phrasing of their dataset's prompt each, by a hash of what the row says; and how many got which.
 
     Rows come with the first phrasing: in that one they were compared and split, and in that one test rows are asked.
     """
     phrasings = {name: source.config.phrasings for source in sources for name in source.names if len(source.config.phrasings) > 1}
+    if not phrasings:
+        return rows, []
     counts: dict[tuple[str, ...], list[int]] = {texts: [0] * len(texts) for texts in phrasings.values()}
-    result: list[Conversation] = []
+    result = Gathered()
     for row in rows:
         texts = phrasings.get(row.source.rpartition(":")[0])
         if texts is not None:
@@ -179,4 +183,4 @@ def spread_phrasings(rows: Sequence[Conversation], sources: Sequence[Source]) ->
             row = row if which == 0 else phrased(row, texts[which])
         result.append(row)
     said = [f"data.prompt: {', '.join(f'{n:,}' for n in ns)} training rows have each of the {len(ns)} phrasings" for ns in counts.values()]
-    return result, said
+    return result.whole(), said

@@ -13,14 +13,21 @@ sorting a file changes nothing, and of a file that has grown only rows at the bo
 are taken first: they do not depend on the validation share. Where the answers are labels, each label gives its share.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.data.conversation import Conversation, Message
+from tunesmith.data.digests import Digests, Places, as_numbers, digest, digests, first_equal, ranked, where_found
 from tunesmith.data.similar import clusters, matches, plain
+from tunesmith.data.spool import Mapped, picked
 from tunesmith.errors import BadInput, nearest
 from tunesmith.progress import counted
 
@@ -34,19 +41,10 @@ LARGE_CLUSTER = 0.1  # of all rows
 class Splits:
     """Rows in the order of the file. `said`: sentences to print, with the counts."""
 
-    train: list[Conversation]
-    validation: list[Conversation]
-    test: list[Conversation]
+    train: Sequence[Conversation]
+    validation: Sequence[Conversation]
+    test: Sequence[Conversation]
     said: list[str]
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Rows that stay together. `order`: their place in the draw; `rows`: their places in the file."""
-
-    order: bytes
-    stratum: str
-    rows: list[int]
 
 
 def prompt_key(conversation: Conversation) -> str:
@@ -57,6 +55,19 @@ def prompt_key(conversation: Conversation) -> str:
 def prompt_text(conversation: Conversation) -> str:
     """What is compared to find near copies: the contents of the same turns."""
     return "\n".join(_said_in(message) for message in conversation.prompt or conversation.messages)
+
+
+def all_that_is_said(conversation: Conversation) -> str:
+    """What two rows have in common that are duplicates: every turn with all that is known of it, and the tools, whatever the order of their keys."""
+    messages = conversation.messages
+    if not conversation.tools and all(map(_is_plain, messages)):
+        return "".join([f"{message.role}{'+' if message.trained else '-'}{len(message.content)}:{message.content}" for message in messages])
+    return json.dumps([[vars(message) for message in messages], conversation.tools], sort_keys=True, default=vars)
+
+
+def _is_plain(message: Message) -> bool:
+    """Role, content and whether it is trained are all there is to know of it."""
+    return message.thinking is None and not message.tool_calls and message.name is None and message.call_id is None
 
 
 def _said_in(message: Message) -> str:
@@ -91,50 +102,47 @@ def split(
             where="data.validation, data.test", fix="shares that sum to less than 1, such as 0.1 and 0.2",
         )  # fmt: skip
     if not any(shares.values()):
-        return Splits(list(conversations), [], [], [])
-    labels = _labels(conversations) if stratify else None
-    together = _together(conversations, near, group_by, on_progress)
-    groups = _groups(conversations, together, seed, by_label=labels is not None)
-    place = ["train"] * len(conversations)
-    left = groups
-    for name, share in shares.items():
-        targets = Counter[str]()
-        for group in groups:  # shares are of all rows, not of those that an earlier draw left
-            targets[group.stratum] += len(group.rows)
-        taken = _draw(left, {stratum: share * n_rows for stratum, n_rows in targets.items()})
-        for group in taken:
-            for row in group.rows:
-                place[row] = name
-        drawn = {group.order for group in taken}
-        left = [group for group in left if group.order not in drawn]
-    rows = {name: [c for c, where in zip(conversations, place) if where == name] for name in ("train", "validation", "test")}
-    for name in ("train", *(name for name, share in shares.items() if share)):
-        if not rows[name]:
-            raise _empty(name, shares, conversations, groups, group_by)
+        return Splits(conversations, [], [], [])
+    facts = _facts(conversations, seed, group_by)
+    labels = facts.labels() if stratify else None
+    first, said = _together(conversations, facts, near, group_by, on_progress)
+    groups = _groups(facts, first, by_label=labels is not None)
+    # shares are of all rows, not of those that an earlier draw left
+    targets = np.bincount(groups.stratum, groups.n_rows, minlength=groups.n_strata)
+    place_of = np.zeros(len(groups.n_rows), np.int8)
+    for number, share in enumerate(shares.values(), 1):
+        place_of[_draw(groups, np.flatnonzero(place_of == 0), share * targets)] = number
+    place = place_of[groups.of_row]
+    rows = {name: np.flatnonzero(place == number) for number, name in enumerate(("train", *shares))}
     wanted = [name for name in ("train", "validation", "test") if name == "train" or shares[name]]
+    for name in ("train", *(name for name, share in shares.items() if share)):
+        if not len(rows[name]):
+            raise _empty(name, shares, facts, len(groups.n_rows), group_by)
     sentence = "split: " + ", ".join(f"{len(rows[name]):,} {name}" for name in wanted) + " rows"
     if labels is not None:
-        sentence += _proportions(labels, {name: rows[name] for name in wanted})
-    return Splits(rows["train"], rows["validation"], rows["test"], [sentence, *together.said])
+        sentence += _proportions(labels, {name: Counter(facts.label[rows[name]].tolist()) for name in wanted}, facts.label_names)
+    train, held, measured = (picked(conversations, rows[name]) for name in ("train", "validation", "test"))
+    return Splits(train, held, measured, [sentence, *said])
 
 
-def drop_duplicates(conversations: Iterable[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
-    """The rows that say something new (every turn counts, to the letter) and the later rows equal to one of them."""
-    kept: list[Conversation] = []
-    dropped: list[Conversation] = []
-    seen: set[object] = set()
-    for conversation in conversations:
-        (dropped if conversation.messages in seen else kept).append(conversation)
-        seen.add(conversation.messages)
-    return kept, dropped
+def drop_duplicates(conversations: Sequence[Conversation]) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
+    """The rows that say something new (every turn counts, to the letter, and the tools) and the later rows equal to one of them."""
+    first = first_copies(conversations)
+    own = first == np.arange(len(first))
+    return picked(conversations, np.flatnonzero(own)), picked(conversations, np.flatnonzero(~own))
+
+
+def first_copies(conversations: Sequence[Conversation]) -> Places:
+    """For each row the place of the first that equals it in every turn, to the letter, and in its tools."""
+    return first_equal(digests(map(all_that_is_said, conversations)))
 
 
 @dataclass(frozen=True)
 class Overlap:
     """Rows that are no copies of held-out ones, those that are, and a sentence about the second ("" where there are none)."""
 
-    kept: list[Conversation]
-    removed: list[Conversation]
+    kept: Sequence[Conversation]
+    removed: Sequence[Conversation]
     said: str
 
 
@@ -154,202 +162,272 @@ def remove_overlap(
     An equal prompt is enough, whatever the answer: the figure on held-out rows is meant for questions not seen.
     """
     if not rows or not held_out:
-        return Overlap(list(rows), [], "")
-    twin: dict[int, Conversation] = {}  # the held-out row that a row is a copy of
-    why = Counter[str]()
+        return Overlap(rows, [], "")
+    twin = where_found(digests(map(prompt_key, rows)), digests(map(prompt_key, held_out)))  # the held-out row that a row is a copy of
+    why: dict[str, int] = {}
 
-    def found(pairs: Iterable[tuple[int, Conversation | None]], reason: str) -> None:
-        for place, other in pairs:
-            if other is not None and place not in twin:
-                twin[place] = other
-                why[reason] += 1
+    def found(places: Places, reason: str) -> None:
+        new = (twin < 0) & (places >= 0)
+        twin[new] = places[new]
+        if new.any():
+            why[reason] = int(new.sum())
 
-    asked = {prompt_key(conversation): conversation for conversation in reversed(held_out)}
-    found(((place, asked.get(prompt_key(row))) for place, row in enumerate(rows)), "")
     if near is not None:
-        copies = matches([prompt_text(row) for row in rows], [prompt_text(other) for other in held_out], near, on_progress)
-        found(((place, None if other is None else held_out[other]) for place, other in enumerate(copies)), "near copies of a prompt")
+        copies = matches(Mapped(prompt_text, rows), Mapped(prompt_text, held_out), near, on_progress)
+        found(np.fromiter((-1 if copy is None else copy for copy in copies), np.int64, len(rows)), "near copies of a prompt")
     if group_by is not None:
-        same = dict(zip(reversed(_values(held_out, group_by)), reversed(held_out)))
-        values = _values(rows, group_by)
-        found(((place, None if value is None else same.get(value)) for place, value in enumerate(values)), f"of the same {group_by}")
-    if not twin:
-        return Overlap(list(rows), [], "")
-    first = min(twin)
-    said = f"{counted(len(twin), 'row')} of {name} removed because the held-out rows contain them; the first: {rows[first].source}, see {twin[first].source}"
-    if reasons := [f"{reason}: {n:,}" for reason, n in why.items() if reason]:
-        said += f" ({', '.join(reasons)})"
-    kept = [row for place, row in enumerate(rows) if place not in twin]
-    return Overlap(kept, [rows[place] for place in sorted(twin)], said)
+        other, one = (_value_digests(part, group_by) for part in (held_out, rows))
+        found(np.where(one.any(axis=1), where_found(one, other), -1), f"of the same {group_by}")
+    removed = np.flatnonzero(twin >= 0)
+    if not len(removed):
+        return Overlap(rows, [], "")
+    first = int(removed[0])
+    said = (
+        f"{counted(len(removed), 'row')} of {name} removed because the held-out rows contain them; "
+        f"the first: {rows[first].source}, see {held_out[int(twin[first])].source}"
+    )
+    if why:
+        said += f" ({', '.join(f'{reason}: {n:,}' for reason, n in why.items())})"
+    return Overlap(picked(rows, np.flatnonzero(twin < 0)), picked(rows, removed), said)
 
 
-def _labels(conversations: Sequence[Conversation]) -> list[str] | None:
-    """The answers, most frequent first, if they are labels."""
-    answers = Counter(_label(conversation) for conversation in conversations)
-    few = 1 < len(answers) <= MAX_LABELS and len(conversations) >= MIN_ROWS_PER_LABEL * len(answers)
-    short = all(answer is not None and len(answer) <= MAX_LABEL_CHARACTERS for answer in answers)
-    if not (few and short):
-        return None
-    return [answer for answer, _ in sorted(answers.items(), key=lambda item: (-item[1], item[0] or "")) if answer is not None]
+# --- what is compared ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a split needs to know of each row.
+
+    prompt   digest of its prompt key; equal prompts, equal digests
+    value    of its value of the column; (0, 0) without one
+    order    of the seed and the prompt, or the value: its place in the draw
+    label    number of its answer among `label_names`; -1 from where there are too many to be labels
+    task     number of its task among `tasks`
+    """
+
+    prompt: Digests
+    value: Digests | None
+    order: Digests
+    label: NDArray[np.int32]
+    label_names: list[str | None]
+    task: NDArray[np.int32]
+    tasks: list[str]
+
+    def labels(self) -> list[str] | None:
+        """The answers, most frequent first, if they are labels."""
+        names = self.label_names
+        few = 1 < len(names) <= MAX_LABELS and len(self.label) >= MIN_ROWS_PER_LABEL * len(names)
+        if not few or not all(name is not None and len(name) <= MAX_LABEL_CHARACTERS for name in names):
+            return None
+        counts = np.bincount(self.label, minlength=len(names)).tolist()
+        return [name for name, _ in sorted(zip(names, counts, strict=True), key=lambda item: (-item[1], item[0] or "")) if name is not None]
+
+
+def _facts(conversations: Sequence[Conversation], seed: int, group_by: str | None) -> _Facts:
+    prompt, order = bytearray(), bytearray()
+    labels: dict[str | None, int] = {}
+    tasks: dict[str, int] = {}
+    label, task = array("i"), array("i")
+    values = None if group_by is None else _value_digests(conversations, group_by)
+    for place, row in enumerate(conversations):
+        key = prompt_key(row)
+        prompt += digest(key)
+        name = key if values is None or not values[place].any() else f"\x1c{_value(row, group_by or '')}"
+        order += digest(f"{seed}\x1d{name}")
+        label.append(labels.setdefault(_label(row), len(labels)) if len(labels) <= MAX_LABELS else -1)
+        task.append(tasks.setdefault(row.task, len(tasks)))
+    return _Facts(
+        as_numbers(prompt), values, as_numbers(order), np.array(label, np.int32), list(labels), np.array(task, np.int32), list(tasks)
+    )
 
 
 def _label(conversation: Conversation) -> str | None:
     return None if not conversation.prompt else conversation.answer
 
 
-@dataclass(frozen=True)
-class _Together:
-    """What stays together: for each row the place of the first row of its group, and what the group's place in the draw follows from."""
-
-    first: list[int]
-    names: list[str]
-    said: list[str]
+def _value(row: Conversation, column: str) -> str:
+    """A row's value of a column as text; "" where it is absent, null or blank."""
+    value = row.fields.get(column)
+    return "" if value is None else str(value).strip()
 
 
-def _together(
-    conversations: Sequence[Conversation], near: float | None, group_by: str | None, on_progress: Callable[[int], None] | None
-) -> _Together:
-    keys = [prompt_key(conversation) for conversation in conversations]
-    said: list[str] = []
-    relations: list[Sequence[Hashable]] = [keys]
-    if (n_copies := len(keys) - len(set(keys))) > 0:
-        said.append(f"split: {counted(n_copies, 'row')} with the prompt of another row; each stays with it in one split")
-    if near is not None:
-        cluster_of = clusters([prompt_text(conversation) for conversation in conversations], near, on_progress)
-        relations.append(cluster_of)
-        said += _near_copies(conversations, keys, cluster_of, near)
-    names = keys
-    if group_by is not None:
-        values = _values(conversations, group_by)
-        relations.append(values)
-        names = [key if value is None else f"\x1c{value}" for key, value in zip(keys, values)]
-        n_values, n_without = len({value for value in values if value is not None}), values.count(None)
-        said.append(f"split: {counted(n_values, 'value')} of {group_by}; rows with the same one stay together")
-        if n_without:
-            first = conversations[values.index(None)].source
-            said[-1] += f"; {counted(n_without, 'row')} without one, each by itself, the first: {first}"
-    return _Together(_united(relations, len(keys)), names, said)
-
-
-def _near_copies(conversations: Sequence[Conversation], keys: Sequence[str], cluster_of: Sequence[int], near: float) -> list[str]:
-    """How many different prompts are near copies of an earlier one, in how many clusters, the largest, an example."""
-    members: defaultdict[int, dict[str, int]] = defaultdict(dict)  # cluster → prompt → a row that has it
-    for place, (key, cluster) in enumerate(zip(keys, cluster_of)):
-        members[cluster].setdefault(key, place)
-    several = {cluster: prompts for cluster, prompts in members.items() if len(prompts) > 1}
-    if not several:
-        return []
-    n_rows = Counter(cluster for cluster in cluster_of if cluster in several)
-    largest = max(several, key=lambda cluster: n_rows[cluster])
-    one, other = [conversations[place].source for place in several[largest].values()][:2]
-    n_more = sum(len(prompts) - 1 for prompts in several.values())
-    said = (
-        f"split: {counted(n_more, 'row')} more with nearly the prompt of another (data.near_duplicates: {near:g}), which stay with it: "
-        f"{counted(len(several), 'cluster')}, the largest of {n_rows[largest]:,} rows, such as {one} and {other}"
-    )
-    if n_rows[largest] > LARGE_CLUSTER * len(keys):
-        said += "; if these ask different things, a data.near_duplicates nearer to 1, or off, sets them free"
-    return [said]
-
-
-def _values(conversations: Sequence[Conversation], column: str) -> list[str | None]:
-    """Each row's value of a column as text; None where it is absent, null or blank."""
-    values = [conversation.fields.get(column) for conversation in conversations]
-    if all(value is None for value in values):
-        columns = list(dict.fromkeys(name for conversation in conversations for name in conversation.fields))
+def _value_digests(conversations: Sequence[Conversation], column: str) -> Digests:
+    """Of each row's value of a column; (0, 0) where it has none."""
+    found, is_there = bytearray(), False
+    for row in conversations:
+        is_there = is_there or row.fields.get(column) is not None
+        value = _value(row, column)
+        found += digest(value) if value else bytes(16)
+    if not is_there:
+        columns = list(dict.fromkeys(name for row in conversations for name in row.fields))
         file = conversations[0].source.rpartition(":")[0] if conversations else ""
         raise BadInput(
             f'no row has the column "{column}"', where=f"data.group_by, {file}",
             fix=nearest(column, columns) if columns else "leave it out: rows of this format have no columns",
         )  # fmt: skip
-    return [str(value).strip() or None if value is not None else None for value in values]
+    return as_numbers(found)
 
 
-def _united(relations: Sequence[Sequence[Hashable]], n_rows: int) -> list[int]:
-    """For each row the place of the first one it is joined with: rows that are alike in a relation (None: like none), and so on from row to row."""
-    above = list(range(n_rows))
-
-    def root(place: int) -> int:
-        while above[place] != place:
-            above[place] = place = above[above[place]]
-        return place
-
-    for relation in relations:
-        first: dict[Hashable, int] = {}
-        for place, value in enumerate(relation):
-            if value is not None:
-                one, other = sorted((root(first.setdefault(value, place)), root(place)))
-                above[other] = one
-    return [root(place) for place in range(n_rows)]
+# --- what stays together ------------------------------------------------------------------------------------------------------
 
 
-def _groups(conversations: Sequence[Conversation], together: _Together, seed: int, by_label: bool) -> list[_Group]:
-    """Rows that stay together, in the order of the draw. A group with several answers counts with its most frequent one.
+def _together(
+    conversations: Sequence[Conversation],
+    facts: _Facts,
+    near: float | None,
+    group_by: str | None,
+    on_progress: Callable[[int], None] | None,
+) -> tuple[Places, list[str]]:
+    """For each row the place of the first one that it stays with, and what is to be said of it."""
+    said: list[str] = []
+    same_prompt = first_equal(facts.prompt)
+    relations = [same_prompt]
+    if (n_copies := int((same_prompt != np.arange(len(same_prompt))).sum())) > 0:
+        said.append(f"split: {counted(n_copies, 'row')} with the prompt of another row; each stays with it in one split")
+    if near is not None:
+        cluster_of = np.array(clusters(Mapped(prompt_text, conversations), near, on_progress), np.int64)
+        relations.append(cluster_of)
+        said += _near_copies(conversations, same_prompt, cluster_of, near)
+    if facts.value is not None:
+        same_value, has_none = first_equal(facts.value), ~facts.value.any(axis=1)
+        relations.append(np.where(has_none, np.arange(len(same_value)), same_value))
+        n_without = int(has_none.sum())
+        said.append(f"split: {counted(len(np.unique(same_value[~has_none])), 'value')} of {group_by}; rows with the same one stay together")
+        if n_without:
+            without = conversations[int(np.argmax(has_none))].source
+            said[-1] += f"; {counted(n_without, 'row')} without one, each by itself, the first: {without}"
+    return _united(relations), said
+
+
+def _near_copies(conversations: Sequence[Conversation], same_prompt: Places, cluster_of: Places, near: float) -> list[str]:
+    """How many different prompts are near copies of an earlier one, in how many clusters, the largest, an example."""
+    prompts = np.flatnonzero(same_prompt == np.arange(len(same_prompt)))  # the first row of each; equal prompts are in one cluster
+    n_prompts = np.bincount(cluster_of[prompts], minlength=len(cluster_of))
+    several = n_prompts > 1
+    if not several.any():
+        return []
+    n_rows = np.where(several, np.bincount(cluster_of, minlength=len(cluster_of)), 0)
+    largest = int(np.argmax(n_rows))
+    one, other = (conversations[int(place)].source for place in prompts[cluster_of[prompts] == largest][:2])
+    said = (
+        f"split: {counted(int((n_prompts[several] - 1).sum()), 'row')} more with nearly the prompt of another (data.near_duplicates: {near:g}), "
+        f"which stay with it: {counted(int(several.sum()), 'cluster')}, the largest of {int(n_rows[largest]):,} rows, such as {one} and {other}"
+    )
+    if n_rows[largest] > LARGE_CLUSTER * len(cluster_of):
+        said += "; if these ask different things, a data.near_duplicates nearer to 1, or off, sets them free"
+    return [said]
+
+
+def _united(relations: Sequence[Places]) -> Places:
+    """For each row the place of the first one that it is joined with: in one relation or, through other rows, in several.
+
+    relations   for each row the place of the first one that is alike
+    """
+    first = np.arange(len(relations[0]))
+    while True:
+        before = first
+        for alike in relations:
+            least = first.copy()  # of all that are alike, at the place of the first of them
+            np.minimum.at(least, alike, first)
+            first = least[alike]
+        first = first[first]
+        if np.array_equal(first, before):
+            return first
+
+
+# --- the draw -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Rows that stay together, groups in the order of the draw: for each how many rows it has and which stratum it counts with.
+
+    of_row     the group of each row
+    n_strata   numbered in the order of their names
+    """
+
+    n_rows: Places
+    stratum: Places
+    of_row: Places
+    n_strata: int
+
+
+def _groups(facts: _Facts, first: Places, by_label: bool) -> _Groups:
+    """A group with several answers counts with its most frequent one; each task of a mixture gives its share, as each label does.
 
     Its place in the draw is that of its member that comes first: so a group stays where it is when it grows, but for once in a while.
     """
-    rows: defaultdict[int, list[int]] = defaultdict(list)
-    for index, first in enumerate(together.first):
-        rows[first].append(index)
-    groups: list[_Group] = []
-    for indices in rows.values():
-        names = {together.names[index] for index in indices}
-        order = min(blake2b(f"{seed}\x1d{name}".encode(), digest_size=16).digest() for name in names)
-        own = [conversations[index] for index in indices]  # each task of a mixture gives its share, as each label does
-        answers = Counter(f"{row.task}\x1d{(_label(row) or '') if by_label else ''}" for row in own)
-        stratum = min(answers, key=lambda answer: (-answers[answer], answer))
-        groups.append(_Group(order, stratum, indices))
-    return sorted(groups, key=lambda group: group.order)
+    by_group = np.lexsort((facts.order[:, 1], facts.order[:, 0], first))
+    begins = np.flatnonzero(np.diff(first[by_group], prepend=-1))
+    order = ranked(facts.order[by_group[begins]])
+    rank = np.empty(len(order), np.int64)  # of the groups, which are numbered as their first rows come
+    rank[order] = np.arange(len(order))
+    of_row = rank[np.searchsorted(first[by_group[begins]], first)]
+    names = [
+        f"{task}\x1d{(label or '') if by_label else ''}" for task in facts.tasks for label in (facts.label_names if by_label else [""])
+    ]
+    number = {name: n for n, name in enumerate(sorted(set(names)))}
+    n_labels = len(facts.label_names) if by_label else 1
+    of_names = np.array([number[name] for name in names], np.int64)
+    stratum_of_row = of_names[facts.task.astype(np.int64) * n_labels + (facts.label if by_label else 0)]
+    pairs, n_pairs = np.unique(of_row * len(number) + stratum_of_row, return_counts=True)
+    best = np.lexsort((pairs % len(number), -n_pairs, pairs // len(number)))  # of each group the most frequent, then the first by name
+    stratum = (pairs % len(number))[best[np.flatnonzero(np.diff(pairs[best] // len(number), prepend=-1))]]
+    return _Groups(np.bincount(of_row, minlength=len(order)), stratum, of_row, len(number))
 
 
-def _draw(groups: list[_Group], targets: dict[str, float]) -> list[_Group]:
+def _draw(groups: _Groups, free: Places, targets: NDArray[np.floating[Any]]) -> list[int]:
     """Whole groups, in the order of the draw, whose rows come as near as possible to the target of each stratum, in rows.
 
+    free   groups that no earlier draw took
     What one stratum gets too much or too little is carried to the next, so that the total is near its target too; a group that
     would overshoot is passed over for smaller ones.
     """
-    by_stratum: defaultdict[str, list[_Group]] = defaultdict(list)
-    for group in groups:
-        by_stratum[group.stratum].append(group)
-    taken: list[_Group] = []
+    taken: list[int] = []
     carried = 0.0
-    for stratum in sorted(targets):
-        missing = targets[stratum] + carried
-        for group in by_stratum[stratum]:
-            if abs(missing - len(group.rows)) <= abs(missing) and missing > 0:
+    strata = groups.stratum[free]
+    for stratum in range(groups.n_strata):
+        missing = float(targets[stratum]) + carried
+        own = free[strata == stratum]
+        for group, n_rows in zip(own.tolist(), groups.n_rows[own].tolist(), strict=True):
+            if missing <= 0:
+                break
+            if abs(missing - n_rows) <= missing:
                 taken.append(group)
-                missing -= len(group.rows)
+                missing -= n_rows
         carried = missing
     return taken
 
 
-def _proportions(labels: list[str], rows: dict[str, list[Conversation]]) -> str:
+# --- in words -----------------------------------------------------------------------------------------------------------------
+
+
+def _proportions(labels: list[str], rows: dict[str, Counter[int]], names: Sequence[str | None]) -> str:
     """Whether the splits have the labels in the same proportions; if groups did not allow it, the label for which they differ most."""
-    n_all = sum(map(len, rows.values()))
-    counts = {name: Counter(_label(row) for row in part) for name, part in rows.items()}
+    counts = {part: {label: own[names.index(label)] for label in labels} for part, own in rows.items()}
+    n_rows = {part: own.total() for part, own in rows.items()}
+    n_all = sum(n_rows.values())
     off = {
-        label: max(abs(counts[name][label] - len(part) * sum(c[label] for c in counts.values()) / n_all) for name, part in rows.items())
+        label: max(abs(counts[part][label] - n * sum(c[label] for c in counts.values()) / n_all) for part, n in n_rows.items())
         for label in labels
     }
     worst = max(reversed(labels), key=lambda label: round(off[label], 6))  # of two that are as far off the rarer one
     if off[worst] <= 1 + SAME_PROPORTION * n_all:
         return f", each with the same proportions of {_listed(labels)}"
-    shares = ", ".join(f"{counts[name][worst] / len(part):.1%} of {name}" for name, part in rows.items())
+    shares = ", ".join(f"{counts[part][worst] / n:.1%} of {part}" for part, n in n_rows.items())
     return f"; what stays together mixes labels, so that {worst} is {shares}"
 
 
-def _empty(
-    name: str, shares: dict[str, float], conversations: Sequence[Conversation], groups: Sequence[_Group], group_by: str | None
-) -> BadInput:
-    n_rows, n_prompts = len(conversations), len({prompt_key(conversation) for conversation in conversations})
+def _empty(name: str, shares: dict[str, float], facts: _Facts, n_groups: int, group_by: str | None) -> BadInput:
+    n_rows, n_prompts = len(facts.prompt), len(np.unique(first_equal(facts.prompt)))
     where = f"{n_rows:,} {'row' if n_rows == 1 else 'rows'} with {n_prompts:,} different {'prompt' if n_prompts == 1 else 'prompts'}"
     asked = ", ".join(f"data.{key}: {share:g}" for key, share in shares.items() if share)
-    if len(groups) < n_prompts:
-        where += f" in {len(groups):,} {'group' if len(groups) == 1 else 'groups'} that stay together"
+    if n_groups < n_prompts:
+        where += f" in {n_groups:,} {'group' if n_groups == 1 else 'groups'} that stay together"
     smallest = min(share for share in (*shares.values(), 1 - sum(shares.values())) if share > 0)
     if n_prompts == 1 < n_rows:
         fix = "rows with one prompt stay together: put a column that differs into data.prompt, or give the split as a file"
-    elif len(groups) < min(n_prompts, ceil(1 / smallest)):
+    elif n_groups < min(n_prompts, ceil(1 / smallest)):
         why = f"one {group_by} or nearly one prompt" if group_by else "nearly one prompt"
         fix = f"rows with {why} stay together; if they ask different things: data.near_duplicates: off"
         fix += ", or another data.group_by" if group_by else ""

@@ -17,13 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tunesmith.data.control import CannotStayText, ControlTokens
-from tunesmith.data.conversation import Conversation, Message, split_thinking
+from tunesmith.data.conversation import THINKING_MARKS, Conversation, Message, split_thinking
 from tunesmith.errors import BadInput
 
 if TYPE_CHECKING:
@@ -487,6 +488,15 @@ class Renderer:
         text = self._trial(_trial_of_thinking)
         behind = text.partition(_TRIAL_THOUGHT)[2].partition(_TRIAL_ANSWER)[0].strip()
         return behind or "</think>"
+
+    @cached_property
+    def thinking_marks(self) -> tuple[str, str]:
+        """What stands before and after a thought in an answer that the model writes itself; before: "" where the prompt opens it already."""
+        if self.mode != "chat" or not self._thinks:
+            return THINKING_MARKS
+        before = self._trial(_trial_of_thinking).partition(_TRIAL_THOUGHT)[0]
+        prompt = self._view(_Turns(_trial_of_thinking), 1, True, TRIAL).text
+        return before.removeprefix(commonprefix([before, prompt])).strip(), self._after_thought  # noqa: RUF071 - texts, not paths
 
     @cached_property
     def _tool_form(self) -> "_ToolForm | None":

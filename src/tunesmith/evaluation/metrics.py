@@ -26,6 +26,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
+from tunesmith.data.digests import digests, first_equal
 from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.evaluation.rouge import rouge_l
 
@@ -117,10 +120,11 @@ def _held_against(task: Task, prediction: str, reference: Reference) -> str:
 
 def commonest(train_answers: Sequence[str], references: Sequence[Reference]) -> str:
     """The most frequent training answer (reference answer, if no training answers are known); of equally frequent ones the first."""
-    answers = Counter(answer.strip() for answer in (train_answers or [_several(reference)[0] for reference in references]))
+    answers = train_answers or [_several(reference)[0] for reference in references]
     if not answers:
         raise BadInput("there are no rows to measure", fix="give at least one row with a reference answer")
-    return answers.most_common(1)[0][0]
+    counts = np.bincount(first_equal(digests(answer.strip() for answer in answers)))  # at the place of the first of each; they may be millions
+    return answers[int(counts.argmax())].strip()
 
 
 def language_metrics(nll_sum: float, n_tokens: int, n_bytes: int) -> dict[str, float]:

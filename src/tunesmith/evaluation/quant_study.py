@@ -31,7 +31,7 @@ from tunesmith.loss import Scored, nll_of
 from tunesmith.model.adapters import linear_layers
 from tunesmith.model.experts import expert_parameters
 from tunesmith.model.load import Loaded, load_model
-from tunesmith.model.streaming import token_tables
+from tunesmith.model.streaming import blocks_must_fit, token_tables
 from tunesmith.progress import say
 from tunesmith.quant import affine
 from tunesmith.quant.scheme import DEFAULT_BLOCK, Scheme, find_scheme
@@ -246,6 +246,8 @@ def study(name: str, schemes: Sequence[Scheme], texts: Sequence[Text], dtype: st
         raise BadInput(
             f"this model is quantised already ({dense.scheme})", where=str(dense.path), fix="give the model that it was made from"
         )
+    for scheme in schemes:  # before the minutes of work
+        blocks_must_fit(dense.model, scheme)
     examples = {text.name: examples_of(text, dense, n_tokens) for text in texts}
     layers, totals, counts = [], {str(scheme): Damage() for scheme in schemes}, torch.zeros(N_BINS, dtype=torch.float64)
     for path, weight_NK in weights_of(dense.model, any(scheme.embeddings for scheme in schemes)):

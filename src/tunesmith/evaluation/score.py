@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tunesmith.data.batches import fit, windows
-from tunesmith.data.conversation import Conversation, split_thinking
+from tunesmith.data.conversation import THINKING_MARKS, Conversation
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
 from tunesmith.evaluation.choice import choice_metrics
@@ -28,6 +28,8 @@ from tunesmith.inference.engine import generate
 from tunesmith.loss import Scored
 from tunesmith.model.adapters import adapter_names, using
 from tunesmith.progress import progress, upto
+
+WRITTEN_MARKS = (THINKING_MARKS, ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<seed:think>", "</seed:think>"))
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ def test_rows(conversations: Sequence[Conversation], renderer: Renderer, context
         examples=fitted.examples,
         row_of=[number for number, _ in rendered],
         prompts=[renderer.prompt_ids(c.prompt, c.source, c.tools) for c in answered],
-        references=[c.answer or "" for c in answered],
-        accepted=[accepted_answers(c) for c in answered],
+        references=[_without_thinking(c.answer or "", renderer) for c in answered],
+        accepted=[tuple(_without_thinking(answer, renderer) for answer in accepted_answers(c)) for c in answered],
         n_bytes=[_n_bytes(c, examples_of[number], renderer) for number, c in enumerate(conversations)],
     )
 
@@ -144,7 +146,7 @@ def measure(
                 model, rows.prompts, max_new_tokens=max_new_tokens_for(rows, max_new_tokens), stop_ids=renderer.stop_ids,
                 batch_size=batch_size, on_progress=upto(bar),
             )  # fmt: skip
-    answers = [spoken(decode(renderer, answer.ids)) for answer in written]
+    answers = [spoken(renderer, answer.ids) for answer in written]
     stopped = [answer.stopped for answer in written]
     kind = task_of(rows.references) if task is None else task
     of_rows = {**picked, "stop_rate": [float(stop) for stop in stopped]}
@@ -163,11 +165,24 @@ def _language(scored: Scored, rows: TestRows) -> tuple[dict[str, float], dict[st
     return metrics, {k: v.tolist() for k, v in values.items()}, {"loss": n_tokens.tolist(), "bits_per_byte": n_bytes.tolist()}
 
 
-def spoken(answer: str) -> str:
-    """An answer without its thinking, as references are; where the prompt ends in <think>, only its end stands in the answer."""
-    thought, content = split_thinking(answer)
-    opened_before = thought is None and "<think>" not in answer and "</think>" in answer
-    return answer.partition("</think>")[2].lstrip() if opened_before else content
+def spoken(renderer: Renderer, ids: Sequence[int]) -> str:
+    """The words of an answer without its thinking, as references are; marks may be control tokens, which `decode` leaves out."""
+    whole: str = renderer.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    rest = _without_thinking(whole, renderer, opened_before=True)
+    if rest == whole:
+        return decode(renderer, ids)
+    for token in renderer.tokenizer.all_special_tokens:
+        rest = rest.replace(token, "")
+    return rest if renderer.mode == "chat" else rest.strip()
+
+
+def _without_thinking(text: str, renderer: Renderer, opened_before: bool = False) -> str:
+    """What follows a thought that `text` begins with; opened_before: or that the prompt began, so that only its end stands in the text."""
+    for opening, closing in (renderer.thinking_marks, *WRITTEN_MARKS):
+        begins = bool(opening) and text.lstrip().startswith(opening)
+        if closing in text and (begins or (opened_before and (not opening or opening not in text))):
+            return text.partition(closing)[2].lstrip()
+    return text
 
 
 def decode(renderer: Renderer, ids: Sequence[int]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from tunesmith.config import EvaluationConfig
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.mixture import by_task
+from tunesmith.data.spool import column
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 from tunesmith.evaluation import score
@@ -64,7 +65,7 @@ def task_rows(
 ) -> list[TaskRows]:
     """The test rows, task by task. training: rows whose answers say what is common and which labels there are; may be empty."""
     groups = by_task(conversations)
-    answers = {name: [c.answer for c in rows if c.answer is not None] for name, rows in by_task(training).items()}
+    answers = {name: column(len(rows), (c.answer for c in rows if c.answer is not None)) for name, rows in by_task(training).items()}
     if not groups:
         score.test_rows([], renderer, context)  # refuses, with the reason
     found = []
@@ -86,7 +87,17 @@ def _choices(rows: TestRows, kind: Task, known: Sequence[str], asked: str, named
         return None
     if asked not in ("auto", "labels"):
         return column_choices(rows.conversations, asked)
-    return label_choices(rows.accepted, known if len(set(known)) <= MOST_NAMES else ())
+    return label_choices(rows.accepted, _names(known))
+
+
+def _names(answers: Sequence[str]) -> Sequence[str]:
+    """The different answers, if they are few enough to be names."""
+    names: set[str] = set()
+    for answer in answers:
+        names.add(answer)
+        if len(names) > MOST_NAMES:
+            return ()
+    return sorted(names)
 
 
 def measure_tasks(
@@ -314,3 +325,16 @@ def row_records(tasks: Sequence[TaskRows], measured: Mapping[str, Mapping[str, M
                 }
             )  # fmt: skip
     return records
+
+
+def measured_of(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, Measured]:
+    """One model's measurements by task, as `differences` takes them, from what row_records wrote; empty if it was not measured."""
+    found: dict[str, Measured] = {}
+    for record in records:
+        if name not in record["values"]:
+            return {}
+        measured = found.setdefault(record["task"], Measured({}, [], [], {}, {}))
+        for into, values in ((measured.values, record["values"][name]), (measured.weights, record["weights"])):
+            for metric, value in values.items():
+                into.setdefault(metric, []).append(value)
+    return found

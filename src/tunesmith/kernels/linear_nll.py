@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 CHUNK_TOKENS = 512  # 256 to 512 rows keep the logits of a 50k vocabulary in the cache of a CPU; see docs/log.md
 CACHED_ROWS = 16  # rows of float32 logits that are worked on at a time on a CPU, so that they stay in its cache
@@ -47,7 +48,8 @@ class _LinearNll(torch.autograd.Function):
         d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if want_bias and bias_V is not None else None
         # one buffer for the logits of a chunk, one float32 scratch for the few rows that are worked on: no large temporaries
         buffer_CV = hidden_ND.new_empty(min(chunk_tokens, n_tokens), n_words)
-        n_rows = len(buffer_CV) if hidden_ND.device.type == "cuda" else min(CACHED_ROWS, len(buffer_CV))
+        all_at_once = hidden_ND.device.type == "cuda" or isinstance(hidden_ND, FakeTensor)  # a rehearsal (planning/) allows for the scratch
+        n_rows = len(buffer_CV) if all_at_once else min(CACHED_ROWS, len(buffer_CV))
         scratch_RV = torch.empty(n_rows, n_words, dtype=torch.float32, device=hidden_ND.device)
         for start in range(0, n_tokens, chunk_tokens):
             hidden_CD = hidden_ND[start : start + chunk_tokens]

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith import __version__
 from tunesmith.config import LoraConfig
 from tunesmith.errors import BadInput, nearest
-from tunesmith.files import read_json, write_json, write_tensors
+from tunesmith.files import write_json, write_tensors
 from tunesmith.model.experts import ExpertStack, expert_order, expert_parameters, put_stack
+from tunesmith.model.foreign import check_adapter
 from tunesmith.model.frozen import FrozenLinear, QuantizedLinear, QuantizedWeight
 from tunesmith.model.lora import Adapter, LoraLinear, Switch
 
@@ -345,58 +346,10 @@ def read_adapter(folder: Path) -> AdapterFile:
     """Open an adapter folder, ours or PEFT's; refuses what this version would ignore."""
     if (folder / "config.yaml").is_file() and (folder / "adapter").is_dir():
         raise BadInput("this folder is a run, not an adapter", where=str(folder), fix=f"use {folder / 'adapter'}")
-    config_path, weights_path = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not folder.is_dir():
         raise BadInput("there is no such adapter folder", where=str(folder), fix="a run keeps its adapter in RUN/adapter")
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            more = " (adapter_model.bin is a pickle and is never read)" if (folder / "adapter_model.bin").exists() else ""
-            raise BadInput(f"the adapter folder has no {path.name}{more}", where=str(folder), fix="save it with PEFT as safetensors")
-    config = read_json(config_path)
-    facts = read_json(folder / "tunesmith.json") if (folder / "tunesmith.json").is_file() else {}
-    problems = []
-    if config.get("peft_type") != "LORA":
-        problems.append(f"peft_type is {config.get('peft_type')!r}, not LORA")
-    for key, harmless in _HARMLESS.items():
-        if key in config and config[key] not in harmless:
-            problems.append(f"{key} = {config[key]!r} is not supported")
-    for key in ("r", "lora_alpha"):
-        if not _is_positive(config.get(key)):
-            problems.append(f"{key} should be a positive number, not {config.get(key)!r}")
-    dropout = config.get("lora_dropout") or 0.0
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        problems.append(f"lora_dropout should be below 1, not {dropout!r}")
-    for key in ("rank_pattern", "alpha_pattern"):
-        pattern = config.get(key) or {}
-        if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
-            problems.append(f"{key} should give layers positive numbers, not {pattern!r}")
-        elif regular := [name for name in pattern if not re.fullmatch(r"\^?[\w.-]+", name)]:
-            # PEFT would run it; a foreign expression can take for ever, and ours would not match the same layers
-            problems.append(f"{key} holds a regular expression, {regular[0]!r}; only names of layers are read")
-    if problems:
-        raise BadInput(
-            "this adapter cannot be used: " + "; ".join(problems), where=str(config_path), fix="tunesmith reads plain LoRA adapters"
-        )
-    try:
-        with safe_open(weights_path, "pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise BadInput(f"the adapter's weights cannot be read: {error}", where=str(weights_path), fix="copy or download it again") from None
-    return AdapterFile(folder, config, facts, shapes)
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
-
-
-# Keys of PEFT's config that change the mathematics, with the values that mean "off". Some ways to start an adapter (PiSSA,
-# OLoRA, CorDA, LoftQ …) also change the base weights, so that such an adapter means nothing on the base as it is.
-_HARMLESS: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None), "modules_to_save": (None, []), "bias": ("none", None), "use_qalora": (False, None),
-    "trainable_token_indices": (None, []), "lora_bias": (False, None), "layer_replication": (None, []),
-    "alora_invocation_tokens": (None, []), "use_bdlora": (None, False), "arrow_config": (None,),
-    "kasa_config": (None,), "monteclora_config": (None,), "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
-}  # fmt: skip
+    found = check_adapter(folder)
+    return AdapterFile(folder, found.config, found.facts, {key: entry.shape for key, entry in found.header.tensors.items()})
 
 
 def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = False) -> AdapterFile:

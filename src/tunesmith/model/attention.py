@@ -251,11 +251,8 @@ def keep_documents_apart(model: Any, kept_scores: int, longest: int) -> None:
     Raises BadInput where the family does not obey: some compute attention in their own way, some carry a state from token to token (Mamba,
     convolutions), some merge blocks of tokens (DeepSeek V4), some count positions by themselves. The model is then as it was.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.utils import logging
 
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
     before, was_training = model.config.get_text_config()._attn_implementation, model.training
     loud = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would warn of is an error here
@@ -265,8 +262,7 @@ def keep_documents_apart(model: Any, kept_scores: int, longest: int) -> None:
     both = ids_T.split([len(ids_T) - 7, 7])
     try:
         alone = [_answer(model, ids_T, None, slice(None)) for ids_T in both]
-        model.set_attn_implementation(NAME)
-        model._tunesmith_kept_scores = kept_scores
+        switch_over(model, kept_scores)
         why = _why_not(model, both, alone)
     except Exception as error:  # whatever a family's own code makes of a mask that it does not know
         why = f"its attention cannot be exchanged ({str(error).strip().split(chr(10))[0] or type(error).__name__})"
@@ -281,6 +277,16 @@ def keep_documents_apart(model: Any, kept_scores: int, longest: int) -> None:
             f"documents in one row would not stay apart in this model: {why}", where=f"training.packing: true, a model of type {model.config.model_type}",
             fix="training.packing: false",
         )  # fmt: skip
+
+
+def switch_over(model: Any, kept_scores: int) -> None:
+    """The same without the trial, for a model that only has shapes."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    model.set_attn_implementation(NAME)
+    model._tunesmith_kept_scores = kept_scores
 
 
 Answer = tuple[Tensor, Tensor]

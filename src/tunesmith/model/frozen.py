@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import BadInput
@@ -94,6 +95,10 @@ class QuantizedWeight(nn.Module):
             raise ValueError("a tied weight has one shape, and is held by one of its layers already")
         self._keep(other._stored(), other.scheme, other.layout, other.sample)
 
+    def forget(self) -> None:
+        """Let go of the tensors as they are held now: others will take the place of the parameters."""
+        self._held = None
+
     def shares(self, other: object) -> bool:
         """Whether both hold the same parameters."""
         return (
@@ -136,7 +141,9 @@ class QuantizedWeight(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The de-quantised weight [N, K] in the shared buffer: valid until the next layer is used."""
-        return dequantize_into(self.q, _buffer(self.n_outputs, self.n_inputs, dtype, self.q.codes.device))
+        codes: Any = self._parameters["stored_codes"] if self.holds else self.q.codes
+        buffer_NK = _buffer(self.n_outputs, self.n_inputs, dtype, codes.device)
+        return buffer_NK if isinstance(codes, FakeTensor) else dequantize_into(self.q, buffer_NK)  # a rehearsal (planning/) has only shapes
 
     @property
     def nbytes(self) -> int:
@@ -237,6 +244,9 @@ class QuantizedEmbedding(QuantizedWeight):
         self._parameters = {DTYPE: nn.Parameter(nothing, requires_grad=False), **self._parameters}
 
     def forward(self, ids: Tensor) -> Tensor:
+        codes = self._parameters.get("stored_codes")
+        if isinstance(codes, FakeTensor):
+            return codes.new_empty(*ids.shape, self.embedding_dim, dtype=self.dtype)
         rows = dequantize_rows(self.q, ids.reshape(-1), self.dtype).view(*ids.shape, self.embedding_dim)
         if self.embed_scale is None:
             return rows
@@ -251,6 +261,11 @@ class QuantizedEmbedding(QuantizedWeight):
 
 
 _buffers = threading.local()
+
+
+def buffers() -> list[Tensor]:
+    """Those of this thread."""
+    return list(_buffers.__dict__.get("held", {}).values())
 
 
 def _buffer(n: int, k: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -3,10 +3,12 @@
     loaded = load_model("acorn", dtype="auto", device="auto")
     loaded.model, loaded.tokenizer, loaded.path
 
-Remote code is never run and pickles are never read.
+Remote code is never run and pickles are never read: foreign.py looks at a folder before anything else does.
 """
 
-import json
+import re
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ from typing import Any
 import torch
 
 from tunesmith.errors import BadInput, MachineFailed, nearest
-from tunesmith.files import read_json, sha256_of
+from tunesmith.files import sha256_of
 from tunesmith.hardware import pick_device, pick_dtype
+from tunesmith.model.foreign import ModelFiles, check_model, check_tokenizer, read_facts
+from tunesmith.model.foreign_json import read_object, shown
 from tunesmith.model.frozen import QuantizedWeight
 from tunesmith.model.quant_files import StoredLayer, fill, method_of, stored_layers
+from tunesmith.names import must_be_path
+from tunesmith.progress import say
 from tunesmith.quant.scheme import Scheme
 from tunesmith.quant.tensor import Layout
 
@@ -25,6 +31,7 @@ ACORN = Path(__file__).parent / "acorn"
 FETCHED = [
     "*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.*", "LICENSE*", "LICENCE*", "NOTICE*", "README.md",
 ]  # fmt: skip
+FREEDOM, LEAST_FREE = 8, 1 << 24  # 2-bit codes are four to a byte
 A_DECODER = "give a decoder: Llama, Qwen, Gemma, GPT-2 …"
 
 
@@ -61,6 +68,7 @@ def find_model(name: str) -> Path:
     """The folder of a model; hub ids are fetched (configuration, safetensors and tokenizer files only)."""
     if name == "acorn":
         return ACORN
+    must_be_path(name, "model")
     path = Path(name).expanduser()
     if path.is_dir():
         _check_folder(path)
@@ -100,35 +108,26 @@ def _check_folder(path: Path) -> None:
         raise BadInput("this folder holds no model: config.json is missing", where=str(path), fix="give a folder saved by transformers")
     if (path / "adapter_config.json").is_file():  # transformers would load the base that the adapter names instead of this model
         raise BadInput("this folder holds a model and an adapter", where=str(path), fix="move the adapter's files to a folder of their own")
-    if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        pickled = sorted(p.name for p in path.glob("*.bin"))
-        named = sorted(p.name for p in path.glob("*.safetensors"))
-        more = f"; {named[0]} is not a name that transformers reads" if named else ""
-        more = f"; {pickled[0]} is a pickle and is never read" if pickled else more
-        raise BadInput(
-            f"this folder holds no safetensors weights (model.safetensors, or model.safetensors.index.json and its parts){more}",
-            where=str(path), fix="save the model with save_pretrained of a current transformers",
-        )  # fmt: skip
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"config.json cannot be read: {error}", where=str(path), fix="copy or download the model again") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise BadInput("config.json does not name a model_type", where=str(path), fix="give a folder saved by transformers")
+    check_model(path)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a library's message that says something; the message may be long, or empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return shown(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0], 400)
 
 
 def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a folder that `find_model` gave; one that is not our own is tried in another process first."""
     from transformers import AutoTokenizer
 
+    if path != ACORN:
+        check_tokenizer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, use_fast=True)
-    except Exception as error:  # whatever the tokenizer's files are lacking, the reason is in the message
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except BaseException as error:  # whatever the tokenizer's files are lacking, the reason is in the message
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of compiled code; not Ctrl-C
+            raise
         raise BadInput(
             f"the tokenizer cannot be loaded: {first_line(error)}", where=str(path), fix="the folder needs tokenizer.json"
         ) from None
@@ -145,11 +144,15 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Sch
     """
     path = find_model(name)
     place = pick_device(device)
-    config, stored = _read_config(path)
+    found = check_model(path)
+    for line in found.said:
+        say(line)
+    config, stored = _read_config(path, found)
     if stored:
         _same_weights(path)
     if stored and scheme is not None:
         raise BadInput("the base is quantised already", where=str(path), fix="leave the section quantization out: its own codes are used")
+    _must_fit(path, config, found, stored)
     model = _read_weights(path, config, pick_dtype(dtype, place), scheme, layout, stored)
     try:
         model.to(place)
@@ -161,9 +164,13 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", scheme: Sch
         raise BadInput(f"the model cannot be put on {place}: {first_line(error)}", where="--device", fix="auto, or cpu") from None
     model.eval()
     model.requires_grad_(False)
-    _look_at_answers(model, path)
-    if stored and (path / "tunesmith.json").is_file():
-        facts = read_json(path / "tunesmith.json")
+    try:
+        _look_at_answers(model, path)
+    except (BadInput, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # sizes that fit the files and not each other
+        raise BadInput(f"the model cannot compute: {first_line(error)}", where=str(path), fix="copy or download it again") from None
+    if stored and (facts := read_facts(path)):
         model._tunesmith_fingerprint = facts.get("dense_fingerprint")  # the codes no longer tell
     return Loaded(model, load_tokenizer(path), name, path, scheme_of(model))
 
@@ -175,9 +182,8 @@ def weights_sha256(path: Path) -> dict[str, str]:
 
 def _same_weights(path: Path) -> None:
     """Refuse files of codes that are not those which tunesmith.json beside them tells of; folders of other makers say nothing."""
-    place = path / "tunesmith.json"
-    told = read_json(place).get("weights_sha256") if place.is_file() else None
-    if not isinstance(told, dict):
+    told = read_facts(path).get("weights_sha256")
+    if told is None:
         return
     found = weights_sha256(path)
     for name in sorted(told.keys() | found.keys()):
@@ -195,15 +201,17 @@ def _same_weights(path: Path) -> None:
             )  # fmt: skip
 
 
-def _read_config(path: Path) -> tuple[Any, dict[str, StoredLayer]]:
+def _read_config(path: Path, found: ModelFiles) -> tuple[Any, dict[str, StoredLayer]]:
     """The configuration, and the layers whose weights are quantised in the files."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     where = str(path / "config.json")
-    method = method_of(read_json(path / "config.json"), where)
+    method = method_of(found.config, where)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        for section in (config, config.get_text_config()):  # which kernels compute it is not a file's to say: some are fetched from the hub
+            section._attn_implementation = section._experts_implementation = None
     except Exception as error:
         raise BadInput(
             f"the model's configuration is not understood: {first_line(error)}",
@@ -222,7 +230,7 @@ def _read_config(path: Path) -> tuple[Any, dict[str, StoredLayer]]:
     for section in (config, config.get_text_config()):
         if hasattr(section, "quantization_config"):
             del section.quantization_config  # transformers would look for bitsandbytes
-    stored = stored_layers(path)
+    stored = stored_layers(found.headers)
     if not stored:
         raise BadInput("config.json calls the weights quantised, and no quantised weight is there", where=where, fix="copy the model again")
     return config, stored
@@ -242,8 +250,8 @@ def _read_weights(
     # Soft-capped attention exists in transformers' eager path only; SDPA would leave the cap out without a word.
     eager = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     again = "copy or download the model again"
-    settings = {
-        "config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False,
+    settings: dict[str, Any] = {
+        "config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True,
         "attn_implementation": "eager" if eager else None, "output_loading_info": True, "ignore_mismatched_sizes": True,  # refused below
     }  # fmt: skip
     try:
@@ -259,26 +267,64 @@ def _read_weights(
         raise BadInput(f"the weights cannot be loaded: {first_line(error)}", where=str(path), fix=again) from None
     finally:
         transformers.utils.logging.set_verbosity(loud)
-    # A bias that the file has and the model has not would be left out without a word; whole modules more (a vision tower) are no loss.
+    # A bias that the file has and the model has not would be left out without a word, and so would layers beyond the number that
+    # config.json names; whole modules more (a vision tower) are no loss.
     holders = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
-    unused = [key for key in report.get("unexpected_keys", ()) if key.rpartition(".")[0] in holders]
+    alike = {re.sub(r"\d+", "#", name) for name, _ in model.named_parameters()}
+    unused = [key for key in report.get("unexpected_keys", ()) if key.rpartition(".")[0] in holders or re.sub(r"\d+", "#", key) in alike]
     found = {
         "missing": sorted(report.get("missing_keys", ())),
         "of another shape": sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())),
         "without a place": sorted(unused),
     }
+    _none_of(found, path)
+    return model
+
+
+def _none_of(found: Mapping[str, list[str]], path: Path) -> None:
+    """BadInput if there are keys of any kind."""
     problems = [
         f"{kind}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") for kind, keys in found.items() if keys
     ]
     if problems:
-        raise BadInput("the weights do not fit the configuration: " + "; ".join(problems), where=str(path), fix=again)
-    return model
+        raise BadInput(
+            "the weights do not fit the configuration: " + "; ".join(problems), where=str(path), fix="copy or download the model again"
+        )
+
+
+def _must_fit(path: Path, config: Any, found: ModelFiles, stored: Mapping[str, StoredLayer]) -> None:
+    """Before anything of the size that config.json names is asked for: the model that it describes, without memory, beside the headers.
+
+    A weight that the files have under the same name must be of that size; what they have not (tied, fused or renamed while loading) and
+    what the model computes for itself may all together be FREEDOM times what is in them.
+    """
+    import transformers
+
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+    except Exception as error:
+        raise BadInput(
+            f"config.json describes a model that cannot be: {first_line(error)}",
+            where=str(path / "config.json"),
+            fix="copy the model again",
+        ) from None
+    held = {key: entry.n_values for header in found.headers.values() for key, entry in header.tensors.items()}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    codes = {f"{name}.weight" for name in stored}
+    _none_of({"of another shape": sorted(name for name, n in sizes.items() if held.get(name, n) != n and name not in codes)}, path)
+    more = sum(n for name, n in sizes.items() if name not in held or name in codes) + sum(buffer.numel() for buffer in model.buffers())
+    if more > FREEDOM * found.n_values + LEAST_FREE:
+        raise BadInput(
+            f"config.json describes a model of {sum(sizes.values()):,} weights, and its files hold {found.n_values:,} numbers",
+            where=str(path / "config.json"), fix="copy or download the model again",
+        )  # fmt: skip
 
 
 def is_quantised(name: str) -> bool:
     """Whether the files of a model hold quantised weights."""
     place = find_model(name) / "config.json"
-    return method_of(read_json(place), str(place)) is not None
+    return method_of(read_object(place), str(place)) is not None
 
 
 def scheme_of(model: Any) -> Scheme | None:

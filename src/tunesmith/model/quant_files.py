@@ -1,6 +1,6 @@
 """Quantised models on disk: bitsandbytes' formats both ways, and one of our own for what bitsandbytes has not.
 
-stored = stored_layers(path)                      # what a folder holds quantised, from its headers alone
+stored = stored_layers(headers)                   # what a folder holds quantised, from its headers alone
 fill(model, stored, path)                         # codes into the model's QuantizedWeight layers
 save_quantized(model, folder)                     # config.json, model.safetensors
 
@@ -29,7 +29,9 @@ from tunesmith.errors import BadInput
 from tunesmith.files import as_disk_error, explain_disk, make_readable, read_json, write_json
 from tunesmith.kernels.blocks_4bit import GROUP
 from tunesmith.model.experts import ExpertStack
+from tunesmith.model.foreign_json import parsed, read_object
 from tunesmith.model.frozen import QuantizedWeight
+from tunesmith.model.headers import Header
 from tunesmith.quant.codebook import codebook, dynamic_map
 from tunesmith.quant.scheme import Scheme, find_scheme
 from tunesmith.quant.tensor import QTensor, from_tensors, unpack
@@ -44,6 +46,7 @@ SCHEME_KEYS = {
     "clip": (int, float, NoneType),
     "embeddings": (bool,),
 }
+MOST_STATE_BYTES = 1 << 16  # of that JSON; bitsandbytes writes some 200
 AGAIN = "the file is damaged: copy, download or quantise it again"
 NAMED = "tunesmith.scheme"  # in the metadata of a file
 UNWEIGHTED_INT8 = 127.0  # bitsandbytes keeps the largest size of a row, we keep the step
@@ -73,12 +76,9 @@ def _section(config: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
     return found
 
 
-def stored_layers(path: Path) -> dict[str, StoredLayer]:
-    """Every quantised layer of a model folder, by module path."""
-    files: dict[str, Path] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with _opened(file) as handle:
-            files |= dict.fromkeys(handle.keys(), file)
+def stored_layers(headers: Mapping[Path, Header]) -> dict[str, StoredLayer]:
+    """Every quantised layer of a model, by module path. headers: of the files of its weights, no others."""
+    files = {key: file for file, header in headers.items() for key in header.tensors}
     layers = {}
     for key in files:
         name = None
@@ -107,7 +107,7 @@ def _opened(file: Path) -> Iterator[Any]:
 def fill(model: nn.Module, layers: Mapping[str, StoredLayer], folder: Path) -> None:
     """Read the codes of every stored layer into its QuantizedWeight; BadInput where config.json says something else than the files."""
     place = folder / "config.json"
-    section = _section(read_json(place), str(place)) or {}
+    section = _section(read_object(place), str(place)) or {}
     scheme = _scheme_of(section, place) if section.get("quant_method") == "tunesmith" else None
     for file in {file for stored in layers.values() for file in stored.tensors.values()}:
         with _opened(file) as handle:
@@ -196,13 +196,15 @@ def _scheme_of(section: Mapping[str, Any], place: Path) -> Scheme:
 
 def _from_bitsandbytes_4bit(tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> QTensor:
     packed = next(tensor for short, tensor in tensors.items() if short.startswith(f"weight.{STATE}"))
+    if packed.numel() > MOST_STATE_BYTES or packed.dtype != torch.uint8:
+        raise BadInput("bitsandbytes' quant_state cannot be read: it is no JSON of the expected form", fix=AGAIN)
     try:
-        state = json.loads(bytes(packed.to(torch.uint8).tolist()).decode())
+        state = parsed(packed.numpy().tobytes(), "quant_state")
         name, block = str(state["quant_type"]), int(state["blocksize"])
         declared, nested = tuple(state["shape"]), "nested_offset" in state or any("nested" in short for short in tensors)
         group, offset = int(state.get("nested_blocksize", GROUP)), float(state.get("nested_offset", 0.0))
         dtypes = {str(state["dtype"]), str(state.get("nested_dtype", "float32"))}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, BadInput) as error:
         words = f"{error} is missing" if isinstance(error, KeyError) else "it is no JSON of the expected form"
         raise BadInput(f"bitsandbytes' quant_state cannot be read: {words}", fix=AGAIN) from None
     if name not in ("nf4", "fp4") or declared != shape or block < 2 or block % 2:

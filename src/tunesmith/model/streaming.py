@@ -81,14 +81,7 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
             return model
         experts = expert_parameters(model)
         layers |= token_tables(model) if self.scheme.embeddings else {}
-        inputs = {name: layer_sizes(layer)[1] for name, layer in layers.items()}
-        inputs |= {name: model.get_parameter(name).shape[1 if transposed else 2] for name, (_, _, transposed) in experts.items()}
-        for name, k in inputs.items():
-            if self.scheme.block_size is not None and self.scheme.block_size > k:
-                raise BadInput(
-                    f"a block of {self.scheme.block_size} is longer than a row of {name}, which has {k} weights",
-                    where="quantization.block_size", fix=f"at most {k}",
-                )  # fmt: skip
+        blocks_must_fit(model, self.scheme)
         self.chosen = {f"{name}.weight" for name in layers} | experts.keys()
         self.bar = self.working.enter_context(progress("quantising", len(self.chosen - self.ties.keys()), "weight"))
         return model
@@ -215,6 +208,20 @@ def token_tables(model: Any) -> dict[str, nn.Module]:
         )  # fmt: skip
     QuantizedEmbedding(embedding, paths[id(embedding)])  # refuses what it cannot stand for
     return {paths[id(embedding)]: embedding, paths[id(head)]: head}
+
+
+def blocks_must_fit(model: nn.Module, scheme: Scheme) -> None:
+    """Refuse blocks that are longer than a row of a weight that the scheme quantises; the model's weights need not be there yet."""
+    layers = linear_layers(model) | (token_tables(model) if scheme.embeddings else {})
+    inputs = {name: layer_sizes(layer)[1] for name, layer in layers.items()}
+    experts = expert_parameters(model).items()
+    inputs |= {name: model.get_parameter(name).shape[1 if transposed else 2] for name, (_, _, transposed) in experts}
+    for name, k in inputs.items():
+        if scheme.block_size is not None and scheme.block_size > k:
+            raise BadInput(
+                f"a block of {scheme.block_size} is longer than a row of {name}, which has {k} weights",
+                where="quantization.block_size", fix=f"at most {k}",
+            )  # fmt: skip
 
 
 def tie(model: Any) -> None:

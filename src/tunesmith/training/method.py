@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith import __version__
 from tunesmith.config import QuantizationConfig, Run
@@ -27,6 +27,10 @@ from tunesmith.model.frozen import QuantizedWeight
 from tunesmith.model.load import Loaded, is_quantised, load_model
 from tunesmith.quant.scheme import find_scheme
 from tunesmith.runs import adapter_of
+from tunesmith.training import distributed
+from tunesmith.training.shards import on_first
+
+TRIED_TOKENS = 48  # on which a model shows that it computes its activations twice alike
 
 
 @dataclass(frozen=True)
@@ -45,21 +49,37 @@ class Tuned:
     weights_file: str
     compute_dtype: torch.dtype
     said: list[str]
-    write: Callable[[Path, Mapping[str, Any]], None]
+    write: Callable[[Path, Mapping[str, Any], Mapping[str, Tensor]], None]
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write the files of the tuned model in place of `folder`, whole or not at all."""
+        """The first process writes the files of the tuned model in place of `folder`, whole or not at all; all must call it."""
+        state = {} if self.adapter is not None else self._whole_state()
+        if distributed.rank() != 0:
+            return
         with new_folder(folder, sum(p.nbytes for p in self.parameters.values())) as beside:
-            self.write(beside, facts)
+            self.write(beside, facts, state)
             self.loaded.tokenizer.save_pretrained(beside)
 
+    def _whole_state(self) -> dict[str, Tensor]:
+        """Every tensor of the model in the dtype of its products, in the first process; where they are sharded, one after another."""
+        model, seen, state = self.loaded.model, dict[int, Tensor | None](), dict[str, Tensor]()
+        for name, value in model.state_dict(keep_vars=True).items():
+            if id(value) not in seen:
+                seen[id(value)] = on_first(value)
+            whole = seen[id(value)]
+            if whole is not None:
+                state[name] = whole.to(self.compute_dtype) if whole.is_floating_point() else whole
+        return state
 
-def build(run: Run, name: str) -> Tuned:
-    """Load the base and make ready what `run.method` trains."""
-    device = pick_device()
-    compute = pick_dtype(run.training.dtype, device)
+
+def build(run: Run, name: str, device: str = "auto") -> Tuned:
+    """Load the base and make ready what `run.method` trains.
+
+    device   where the weights go; products are made in what suits the device that trains
+    """
+    compute = pick_dtype(run.training.dtype, pick_device())
     if run.method == "full":
-        loaded = load_model(run.model, "float32")
+        loaded = load_model(run.model, "float32", device)
         if loaded.scheme is not None:
             raise BadInput(
                 f"the base is quantised ({loaded.scheme}), and codes cannot be trained", where=f"model: {run.model}",
@@ -67,13 +87,17 @@ def build(run: Run, name: str) -> Tuned:
             )  # fmt: skip
         tuned = _full(run, loaded, compute)
     else:
-        tuned = _lora(run, load_base(run, str(compute).removeprefix("torch.")), compute, name)
+        tuned = _lora(run, load_base(run, str(compute).removeprefix("torch."), device), compute, name)
     if run.training.gradient_checkpointing:
-        _recompute_activations(tuned.loaded.model)
+        loaded = tuned.loaded
+        n_tokens = min(TRIED_TOKENS, loaded.context or TRIED_TOKENS)
+        kept = _input_gradient(loaded.model, n_tokens)
+        recompute_activations(loaded.model)
+        must_be_equal_when_recomputed(kept, _input_gradient(loaded.model, n_tokens))
     return tuned
 
 
-def _recompute_activations(model: Any) -> None:
+def recompute_activations(model: Any) -> None:
     """Keep the input of each layer only, and run it once more in the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
     if not model.supports_gradient_checkpointing:
         raise BadInput("this model cannot compute its activations again", where="training.gradient_checkpointing", fix="leave it out")
@@ -81,14 +105,47 @@ def _recompute_activations(model: Any) -> None:
     enable({"use_reentrant": False})  # the older form gives frozen layers' inputs no gradient (FAILURES 23)
 
 
-def load_base(run: Run, dtype: str) -> Loaded:
+def must_be_equal_when_recomputed(kept: Tensor, again: Tensor) -> None:
+    """Raises BadInput where a model's second forward is another one than its first (random attention, say): its gradients would be of neither."""
+    off = float((again - kept).norm() / kept.norm())
+    if not off <= 0.01:
+        raise BadInput(
+            f"this model's activations are other ones when they are computed again (its gradients are off by {off:.1%})",
+            where="training.gradient_checkpointing", fix="leave it out",
+        )  # fmt: skip
+
+
+def _input_gradient(model: Any, n_tokens: int = TRIED_TOKENS) -> Tensor:
+    """Of a weighted sum of what the trunk makes of a few ids in training, with the dropout of one seed, with respect to their embeddings."""
+    embedded: list[Tensor] = []
+
+    def cut_off(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1].clone()  # some families go on in place
+
+    table, was_training = model.get_input_embeddings(), model.training
+    ids = (3 + 5 * torch.arange(n_tokens, device=table.weight.device))[None] % table.weight.shape[0]
+    hook = table.register_forward_hook(cut_off)
+    try:
+        with torch.random.fork_rng([ids.device] if ids.is_cuda else []), torch.enable_grad():
+            torch.manual_seed(0)
+            hidden = model.train().base_model(input_ids=ids, use_cache=False)[0].float()
+            weights = torch.linspace(-1, 1, hidden.numel(), device=hidden.device).view_as(hidden)
+            [gradient] = torch.autograd.grad((weights * hidden).sum(), embedded[:1])
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return gradient.float()
+
+
+def load_base(run: Run, dtype: str, device: str = "auto") -> Loaded:
     """The base that adapters of this run belong on: quantised as the run says if its method is qlora."""
     section = run.quantization
     chosen = section != QuantizationConfig()  # a saved config spells the defaults out
     if run.method != "qlora" or (is_quantised(run.model) and not chosen):
-        return load_model(run.model, dtype)
+        return load_model(run.model, dtype, device)
     scheme = find_scheme(section.scheme, section.block_size, section.double, section.clip, section.embeddings)
-    return load_model(run.model, dtype, scheme=scheme)
+    return load_model(run.model, dtype, device, scheme=scheme)
 
 
 def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
@@ -116,7 +173,7 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
     # a hub id or acorn by name; a folder by its whole path, so that PEFT finds it from anywhere
     base = str(loaded.path.absolute()) if Path(loaded.name).expanduser().is_dir() else loaded.name
 
-    def write(folder: Path, facts: Mapping[str, Any]) -> None:
+    def write(folder: Path, facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         save_adapter(model, name, folder, facts, base, config)
 
     return Tuned(loaded, parameters, name, "adapter_model", compute, said, write)
@@ -152,7 +209,7 @@ def quantised_words(model: nn.Module) -> list[str]:
 def _full(run: Run, loaded: Loaded, compute: torch.dtype) -> Tuned:
     model = loaded.model
     every = dict(model.named_parameters())
-    chosen = {name: every[name] for name in _named_part(model, every, run.full.train)}
+    chosen = {name: every[name] for name in named_part(model, every, run.full.train)}
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     n_trained, n_all = sum(p.numel() for p in chosen.values()), sum(p.numel() for p in every.values())
@@ -161,10 +218,9 @@ def _full(run: Run, loaded: Loaded, compute: torch.dtype) -> Tuned:
     ]
     base_fingerprint = fingerprint(model)
 
-    def write(folder: Path, facts: Mapping[str, Any]) -> None:
+    def write(folder: Path, facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         folder.mkdir(parents=True)
-        saved = {name: value.to(compute) if value.is_floating_point() else value for name, value in model.state_dict().items()}
-        model.save_pretrained(folder, state_dict=saved)
+        model.save_pretrained(folder, state_dict=dict(state))
         config_path = folder / "config.json"
         config = json.loads(config_path.read_text(encoding="utf-8"))
         write_json(config_path, {**config, "dtype": str(compute).removeprefix("torch.")})
@@ -173,7 +229,7 @@ def _full(run: Run, loaded: Loaded, compute: torch.dtype) -> Tuned:
     return Tuned(loaded, chosen, None, "model", compute, said, write)
 
 
-def _named_part(model: nn.Module, every: Mapping[str, nn.Parameter], part: str | int | list[str]) -> list[str]:
+def named_part(model: nn.Module, every: Mapping[str, nn.Parameter], part: str | int | list[str]) -> list[str]:
     """Parameter names that `full.train` means."""
     if part == "all":
         return list(every)

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tunesmith.config import Run, TrainingConfig
 from tunesmith.training.adamw8bit import AdamW8bit
+from tunesmith.training.shards import Stored
 
 
 def learning_rate(run: Run, width: int) -> tuple[float, str]:
@@ -78,17 +80,20 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], stored: Stored) -> None:
+    """As `optimizer_tensors` gave them, sharded as the parameters are now."""
+    for key in stored.shapes:
         name, _, kind = key.rpartition(".")
-        states.setdefault(name, {})[kind] = tensor
-    for name, parameter in parameters.items():
-        if name in states:
+        if name in parameters:
             # moments live beside their parameter; fused AdamW wants the step count there too
-            optimizer.state[parameter] = {kind: tensor.clone().to(parameter.device) for kind, tensor in states[name].items()}
+            parameter = parameters[name]
+            optimizer.state[parameter][kind] = stored.like(key, parameter).clone().to(parameter.device)
 
 
 def clip_grad_norm(parameters: Mapping[str, nn.Parameter], most: float) -> Tensor:
     """Scale gradients so that their joint norm is at most `most`; returns the norm before (non-finite stays non-finite)."""
-    return nn.utils.clip_grad_norm_(list(parameters.values()), most)
+    trained = [p for p in parameters.values() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # over the rows of all processes
+    nn.utils.clip_grads_with_norm_(trained, most, norm)
+    return norm

@@ -6,6 +6,8 @@ ready.tuned.parameters, ready.step_rows.micro_batches(0), ready.timetable.steps
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +18,13 @@ from tunesmith.data.cache import RowsCache
 from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
+from tunesmith.hardware import pick_device
 from tunesmith.model.attention import keep_documents_apart
 from tunesmith.progress import counted
 from tunesmith.training import distributed
-from tunesmith.training.method import Tuned, build
+from tunesmith.training.method import Tuned
 from tunesmith.training.optim import learning_rate
+from tunesmith.training.sharding import build_tuned, distribute_attention, is_on
 
 DEFAULT_MAX_LENGTH = 512
 KEPT_SCORE_BYTES = 1 << 30  # for rows of 256 tokens, a model of some ten million parameters
@@ -59,11 +63,15 @@ def prepare(run: Run, name: str) -> Ready:
     distributed.start()
     torch.manual_seed(run.training.seed)
     kept = RowsCache(run.data)
-    parts = load_parts(run.data) if kept.is_empty else None  # first: a wrong path should not cost the loading of a model
-    tuned = build(run, name)
+    # before the model: a wrong path should not cost the loading of it; the other processes read what the first one has kept, or again
+    parts = load_parts(run.data) if kept.is_empty and distributed.rank() == 0 else None
+    tuned = build_tuned(run, name)
     renderer = Renderer(tuned.loaded.tokenizer, run.data.template, tuned.loaded.eos_ids, tuned.loaded.n_ids, run.data.thinking)
     max_length = longest_example(run.training.max_length, tuned.loaded.context)
-    rows = kept.rows(renderer, max_length, make=lambda: load_rows(parts or load_parts(run.data), run.data, max_length, renderer))
+    rows = distributed.in_turn(
+        lambda: kept.rows(renderer, max_length, make=lambda: load_rows(parts or load_parts(run.data), run.data, max_length, renderer))
+    )
+    distributed.must_be_equal("the rows to train on", _digest(rows, renderer))
     training = run.training
     step_rows = StepRows(
         rows.train, training.batch_size, training.seed, training.micro_batch_tokens, training.micro_batch_size, training.packing, training.batch_tokens
@@ -74,17 +82,28 @@ def prepare(run: Run, name: str) -> Ready:
     timetable = Timetable(
         steps, run.training.validate_every or min(steps, steps_per_epoch), run.training.save_every or min(steps, steps_per_epoch), rate
     )
+    longest = int(max(lengths_of(part).max(initial=0) for part in (rows.train, rows.validation)))
     first_steps = range(min(steps, PADDING_STEPS))
     padding = {name: padding_share(replace(step_rows, packing=name == "packed"), first_steps) for name in ("unpacked", "packed")}
     said = [
         *rows.said,
         *tuned.said,
-        *_attention_for(tuned, int(max(lengths_of(part).max(initial=0) for part in (rows.train, rows.validation))), run),
+        *distribute_attention(run, tuned.loaded.model, lambda: _attention_for(tuned, longest, run)),
         *_padding_in_words(padding, training.packing),
         reason,
         _steps_in_words(steps, step_rows),
     ]
     return Ready(run, tuned, renderer, rows, step_rows, timetable, padding, said)
+
+
+def _digest(rows: Rows, renderer: Renderer) -> str:
+    """Of what decides the order and the content of examples: files, tokenizer with its template, and every length."""
+    digest = sha256(renderer.fingerprint().encode())
+    for path, facts in sorted(rows.files.items()):
+        digest.update(f"{Path(path).name} {facts['sha256']} ".encode())
+    for part in (rows.train, rows.validation):
+        digest.update(lengths_of(part).tobytes())
+    return digest.hexdigest()
 
 
 def _steps_in_words(steps: int, rows: StepRows) -> str:
@@ -104,25 +123,35 @@ def _padding_in_words(share: Mapping[str, float], packing: bool) -> list[str]:
 
 
 def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
-    """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few.
+    """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few."""
+    model = tuned.loaded.model
+    device = pick_device() if is_on(run) else model.device
+    way, kept = attention_way(model.config.get_text_config(), run, longest, on_cpu=device.type == "cpu")
+    if way == "apart":
+        keep_documents_apart(model, kept, longest)
+        return ["packed rows: tried on this model, no example sees another"]
+    if way == "eager":
+        model.set_attn_implementation("eager")
+        return [f"attention scores are kept (at most {kept / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"]
+    return []
 
-    Flash attention's backward pass is several times slower there. Packed rows choose document by document, padded ones once; the same
+
+def attention_way(config: Any, run: Run, longest: int, on_cpu: bool) -> tuple[str, int]:
+    """("apart", scores of a head kept in each layer), ("eager", bytes of all scores kept) or ("own", 0): as the model does it by itself.
+
+    Flash attention's backward pass is several times slower on a CPU. Packed rows choose document by document, padded ones once; the same
     mathematics either way.
     """
-    model, config = tuned.loaded.model, tuned.loaded.model.config.get_text_config()
     n_kept = 1 if run.training.gradient_checkpointing else config.num_hidden_layers
     score_bytes = (
         getattr(config, "num_attention_heads", 1) * n_kept * 8
     )  # of one in each head and layer: float32, bf16, bf16; Mamba has no heads
-    on_cpu = model.device.type == "cpu"
     if run.training.packing:
-        keep_documents_apart(model, KEPT_SCORE_BYTES // score_bytes if on_cpu else 0, longest)
-        return ["packed rows: tried on this model, no example sees another"]
+        return "apart", KEPT_SCORE_BYTES // score_bytes if on_cpu else 0
     most_bytes = run.training.micro_batch_tokens * longest * score_bytes
     if not on_cpu or config._attn_implementation != "sdpa" or most_bytes > KEPT_SCORE_BYTES:
-        return []
-    model.set_attn_implementation("eager")
-    return [f"attention scores are kept (at most {most_bytes / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"]
+        return "own", 0
+    return "eager", most_bytes
 
 
 def longest_example(asked: int | None, context: int | None) -> int:

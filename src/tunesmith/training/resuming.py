@@ -6,60 +6,93 @@
 Going on is bit-equal to never having stopped, so a config or data that would make other weights are refused.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tunesmith.config import Run, with_absolute_paths
 from tunesmith.data.rows import Rows
-from tunesmith.errors import BadInput
+from tunesmith.errors import BadInput, MachineFailed
+from tunesmith.kill_points import reached
 from tunesmith.runs import RunFolder
 from tunesmith.training import checkpoint, distributed
 from tunesmith.training.method import Tuned
 from tunesmith.training.optim import load_optimizer_tensors, optimizer_tensors
 from tunesmith.training.ready import Ready
+from tunesmith.training.shards import copy_stored, is_sharded, write
 
 # What a resumed run may change in its config: what is measured, kept and shown, and how a step is cut to fit the memory.
 FREE = (
     "output",
     "evaluation.",
-    "training.gradient_checkpointing",
     "training.save_every",
     "training.keep_checkpoints",
     "training.tensorboard",
+    "training.heartbeat_seconds",
 )
-FREE_BUT_FOR_ROUNDING = ("training.micro_batch_size", "training.micro_batch_tokens", "training.packing")
+FREE_BUT_FOR_ROUNDING = (
+    "training.micro_batch_size",
+    "training.micro_batch_tokens",
+    "training.packing",
+    "training.gradient_checkpointing",  # where memory allows, attention on a CPU is computed in another way (ready.py)
+    "training.sharding",
+)
 
 
 @dataclass
 class State:
-    """What a resumed run must know besides tensors; kept in every checkpoint."""
+    """What a resumed run must know besides tensors; kept in every checkpoint.
+
+    recent      losses of the last steps, which say what a spike is
+    kept_step   the newest checkpoint that was due, and not only made because the run was stopped; 0: none yet
+    """
 
     best_loss: float | None = None
     best_step: int | None = None
     worse_validations: int = 0
     stopped_early: bool = False
     seconds: float = 0.0
+    recent: list[float] = field(default_factory=list)
+    kept_step: int = 0
 
 
 def save_step(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, taken: int, state: State) -> None:
+    """A checkpoint: by the first process; where tensors are sharded, by all, each its own rows. All must call it."""
+    parameters = ready.tuned.parameters
+    files = {
+        ready.tuned.weights_file: {n: p.detach() for n, p in parameters.items()}, "optimizer": optimizer_tensors(optimizer, parameters)
+    }  # fmt: skip
+    sharded = any(map(is_sharded, parameters.values()))
+    if distributed.rank() != 0 and sharded:
+        _write_parts(None, files)
     if distributed.rank() == 0:
-        parameters = ready.tuned.parameters
-        files = {
-            ready.tuned.weights_file: {n: p.detach() for n, p in parameters.items()},
-            "optimizer": optimizer_tensors(optimizer, parameters),
-        }
+        folder.sync_log()
         checkpoint.save(
             folder.checkpoints,
             taken,
             files,
-            {"state": asdict(state), "steps": ready.timetable.steps, "settings": settings_of(ready.run)},
+            {"state": asdict(state), "steps": ready.timetable.steps, "settings": settings_of(ready.run), "data": ready.rows.files},
             ready.run.training.keep_checkpoints,
             state.best_step,
+            also=state.kept_step,
+            parts=partial(_write_parts, files=files) if sharded else None,
         )
+        reached("step.saved")
         folder.set_status(step=taken, steps=ready.timetable.steps)
     distributed.barrier()
+
+
+def _write_parts(beside: Path | None, files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Every process writes its rows into the folder that the first one has made; the facts of all these files."""
+    place = Path(distributed.from_first(lambda: str(beside and beside.absolute())))
+    written = [n for name, tensors in files.items() for n in write(place, name, tensors, distributed.rank(), distributed.world())]
+    facts: list[dict[str, Any]] = distributed.from_all({name: checkpoint.facts_of(place / name) for name in written})
+    return {name: held for each in facts for name, held in each.items()}
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -92,6 +125,17 @@ def config_changes(folder: RunFolder, run: Run, found: checkpoint.Checkpoint | N
     ]
 
 
+def newest(folder: RunFolder) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """The newest valid checkpoint, and what is said of broken ones; the first process looks at every byte for all."""
+
+    def look() -> tuple[int | None, list[str]]:
+        found, broken = checkpoint.newest_valid(folder.checkpoints)
+        return (None if found is None else found.step), broken
+
+    step, broken = distributed.from_first(look)
+    return (None if step is None else checkpoint.open_known(folder.checkpoints, step)), broken
+
+
 def restore(
     folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, found: checkpoint.Checkpoint | None, again: bool, tell: Any
 ) -> tuple[int, State]:  # fmt: skip
@@ -101,7 +145,8 @@ def restore(
         forgotten = f"; what metrics.jsonl holds of {n_logged:,} earlier steps is forgotten" if n_logged else ""
         tell(f"no usable checkpoint: starting again from step 1{forgotten}")
     if distributed.rank() == 0:
-        folder.forget_after(found.step if found else 0)
+        for line in folder.forget_after(found.step if found else 0):
+            tell(line)
     if found is None:
         return 0, State()
     if found.state["steps"] != ready.timetable.steps:
@@ -109,26 +154,41 @@ def restore(
             f"the checkpoint belongs to a run of {found.state['steps']:,} steps, the config and data now give {ready.timetable.steps:,}", where=str(found.path),
             fix="restore config.yaml and the data, or start a new run",
         )  # fmt: skip
-    load_weights(ready.tuned, found)
-    load_optimizer_tensors(optimizer, ready.tuned.parameters, found.tensors("optimizer"))
+    _load(ready, optimizer, found)
+    state = State(**found.state["state"])
+    if distributed.from_first(lambda: checkpoint.best_problem(found)):
+        state.best_loss = state.best_step = None
+        tell(f"the best checkpoint is lost, so the best is chosen among the steps after {found.step:,}; the last one, if none is validated")
     tell(f"going on after step {found.step:,} of {ready.timetable.steps:,}")
-    return found.step, State(**found.state["state"])
+    reached("start.restored")
+    return found.step, state
 
 
-@torch.no_grad()
+def go_back(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Weights and optimizer as the checkpoint of this step holds them; nothing else changes."""
+    place = checkpoint.place_of(folder.checkpoints, step)
+    problem = distributed.from_first(lambda: checkpoint.problem_of(place))
+    if problem:
+        raise MachineFailed(
+            f"the checkpoint of step {step:,} cannot be gone back to: {problem}", where=str(place),
+            fix=f"{folder.resume_command}: it goes on from one before",
+        )  # fmt: skip
+    _load(ready, optimizer, checkpoint.open_known(folder.checkpoints, step))
+
+
+def _load(ready: Ready, optimizer: torch.optim.Optimizer, found: checkpoint.Checkpoint) -> None:
+    load_weights(ready.tuned, found)
+    load_optimizer_tensors(optimizer, ready.tuned.parameters, found.stored("optimizer"))
+
+
 def load_weights(tuned: Tuned, found: checkpoint.Checkpoint) -> None:
-    tensors = found.tensors(tuned.weights_file)
-    if {name: t.shape for name, t in tensors.items()} != {name: p.shape for name, p in tuned.parameters.items()}:
-        raise BadInput(
-            "the checkpoint holds other tensors than this run trains", where=str(found.path), fix="restore config.yaml, or start a new run"
-        )
-    for name, parameter in tuned.parameters.items():
-        parameter.copy_(tensors[name])
+    copy_stored(found.stored(tuned.weights_file), tuned.parameters)
 
 
-def must_be_same_data(folder: RunFolder, rows: Rows) -> None:
+def must_be_same_data(folder: RunFolder, rows: Rows, found: checkpoint.Checkpoint | None) -> None:
     """A resumed run must see the same files, or its order of examples would mean other examples."""
-    before = folder.status().get("data", {}).get("files", {})
+    in_status = folder.status().get("data", {}).get("files", {})  # all there is before the first checkpoint
+    before = found.state.get("data", in_status) if found is not None else in_status
     came, went = [path for path in rows.files if path not in before], [path for path in before if path not in rows.files]
     changed = [path for path, facts in rows.files.items() if path in before and before[path]["sha256"] != facts["sha256"]]
     if before and (changed or came or went):

@@ -6,6 +6,7 @@ with signals() as stop, end_noted(folder, stop):
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -15,11 +16,14 @@ from tunesmith.progress import say
 from tunesmith.runs import RunFolder, now
 from tunesmith.training import checkpoint, distributed
 
+TORCHRUN_SECONDS = 3.0  # one Ctrl-C reaches a process twice: from the terminal, and from torchrun, which passes its own on
+
 
 class Stop:
     """asked: a signal came. patient: the steps look for it themselves. hurried: KeyboardInterrupt was raised. ending: no more is heeded."""
 
     asked = patient = hurried = ending = False
+    asked_at = 0.0
 
 
 @contextmanager
@@ -31,12 +35,17 @@ def signals() -> Iterator[Stop]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.ending:
+        if stop.ending or distributed.is_ending():
+            return
+        if stop.asked and distributed.world() > 1 and time.monotonic() - stop.asked_at < TORCHRUN_SECONDS:
             return
         if stop.asked or not stop.patient:
             stop.asked = stop.hurried = True
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.asked, stop.asked_at = True, time.monotonic()
+        if distributed.world() > 1:
+            distributed.note_signal()
+            return  # whichever it was, the end says it
         with suppress(RuntimeError):  # the signal came in the middle of another line to the same stream
             say("stopping after this step and saving; once more stops at once")
 
@@ -44,7 +53,7 @@ def signals() -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if not distributed.is_ending() else ():
             signal.signal(number, handler)
 
 
@@ -57,21 +66,28 @@ def end_noted(folder: RunFolder, stop: Stop) -> Iterator[None]:
         raise
     except BaseException as error:
         # a library may have made another error of our KeyboardInterrupt
-        at_once = isinstance(error, KeyboardInterrupt) or stop.hurried
+        at_once = isinstance(error, KeyboardInterrupt) or (stop.hurried and not hasattr(error, "said_by"))
         if at_once:
             stop.ending = True
             if folder.status().get("state") == "trained":
                 raise unmeasured(folder) from None
+        if isinstance(error, MachineFailed) and hasattr(error, "said_by") and folder.resume_command not in error.fix:
+            error.fix += f", then {folder.resume_command}"
         problem = error.what if isinstance(error, TunesmithError) else str(error).strip().split("\n")[0] or type(error).__name__
         ended = {"state": "interrupted", "problem": None} if at_once else {"state": "failed", "problem": problem}
-        if distributed.rank() == 0:
+        if distributed.speaks(error):
             with suppress(MachineFailed):  # where the disk is full, what is being raised says so
                 folder.set_status(**ended, resume_command=folder.resume_command, ended=now())
         if not at_once:
             raise
-        kept = [step for step, _ in checkpoint.steps_of(folder.checkpoints)]
-        what = f"the steps up to {kept[-1]:,} are saved" if kept else "nothing was saved yet, so it begins again"
-        raise Interrupted(f"stopped at once; {what}", where=str(folder.path), fix=folder.resume_command) from None
+        raise stopped_at_once(folder) from None
+
+
+def stopped_at_once(folder: RunFolder) -> Interrupted:
+    """What is said where a step was not waited for."""
+    kept = [step for step, _ in checkpoint.steps_of(folder.checkpoints)]
+    what = f"the steps up to {kept[-1]:,} are saved" if kept else "nothing was saved yet, so it begins again"
+    return Interrupted(f"stopped at once; {what}", where=str(folder.path), fix=folder.resume_command)
 
 
 def unmeasured(folder: RunFolder) -> Interrupted:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tunesmith.data.checks import answers, encoding, language, markers, secrets
 from tunesmith.data.checks.check import TEXT_CHECKS
 from tunesmith.data.checks.finding import masked, share
-from tunesmith.data.checks.labels import canonical, labels_of, slips_of
+from tunesmith.data.checks.label_set import canonical, labels_of
+from tunesmith.data.checks.labels import slips_of
 from tunesmith.data.checks.lengths import outliers
 from tunesmith.data.checks.size import detectable_points, interval_points
 

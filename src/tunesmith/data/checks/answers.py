@@ -5,12 +5,12 @@ open_fence("```python\\nprint(1)")                     # "1 line of ``` and none
 """
 
 import re
+from array import array
 from collections import Counter
 
-from tunesmith.data.checks.finding import Finding, TextCheck, around, found, share
+from tunesmith.data.checks.finding import Finding, Hits, TextCheck, around, found, share
 from tunesmith.data.checks.json_answers import are_json
-from tunesmith.data.checks.labels import labels_of
-from tunesmith.data.checks.table import Table, folded
+from tunesmith.data.checks.table import Table, folded, majority
 from tunesmith.data.readers import clip
 
 _CANNOT = r"(?:can(?:not|['’]?t| not)|(?:am|['’]m) (?:not able|unable)|am not able|won['’]?t)"
@@ -105,11 +105,11 @@ def table_checks(table: Table) -> list[Finding]:
 
 def echo(table: Table) -> list[Finding]:
     """The answer is the prompt again: to the letter, or less case and spacing."""
-    hits = [
+    hits = Hits(
         (source, clip(answer, 60))
         for source, answer, prompt, own in zip(table.sources, table.answers, table.prompts, table.own)
         if len(answer) > SHORT_ECHO and (folded(answer) == folded(prompt) or folded(answer) == folded(own))
-    ]
+    )
     often = len(hits) > 0.5 * len(table)
     reason = "the answer repeats the prompt" + (" in most rows: the model learns to copy" if often else "")
     return found("echo", "warning", hits, reason, "give these rows a true answer, or remove them")
@@ -117,12 +117,12 @@ def echo(table: Table) -> list[Finding]:
 
 def blank(table: Table) -> list[Finding]:
     """Answers that say nothing ("N/A", "null", "…"), where that is rare; where it is frequent it is a label."""
-    counts = Counter(answer.strip().casefold() for answer in table.answers)
+    counts = Counter(said for answer in table.answers if (said := answer.strip().casefold()) in _BLANKS or not any(map(str.isalnum, said)))
     rare = {answer for answer, n in counts.items() if answer in _BLANKS and n <= max(2, _RARE * len(table))}
     rare |= {
         answer for answer, n in counts.items() if answer and n <= 2 and not any(map(str.isalnum, answer)) and answer not in _emoji(answer)
     }
-    hits = [(source, answer) for source, answer in zip(table.sources, table.answers) if answer.strip().casefold() in rare]
+    hits = ((source, answer) for source, answer in zip(table.sources, table.answers) if answer.strip().casefold() in rare)
     return found(
         "blank-answer", "warning", hits, "the answer says nothing: a gap in the table that became a text", "fill it in, or remove the row"
     )
@@ -141,10 +141,11 @@ def same_for_all(table: Table) -> list[Finding]:
     """One answer to (nearly) every prompt. What labels are is checked in labels.py; this is for any text."""
     if len(table) < 10:
         return []
-    [(answer, n)] = Counter(table.answers).most_common(1)
+    answer = majority(table.answers)
+    n = sum(given == answer for given in table.answers)
     if n < 0.95 * len(table):
         return []
-    hits = [(source, clip(given, 60)) for source, given in zip(table.sources, table.answers) if given == answer]
+    hits = ((source, clip(given, 60)) for source, given in zip(table.sources, table.answers) if given == answer)
     what = "every row has" if n == len(table) else f"{share(n, len(table))} of the rows have"
     return found(
         "same-answer",
@@ -159,21 +160,35 @@ def cut_short(table: Table) -> list[Finding]:
     """Answers that break off: long ones, where nine in ten of them end as a sentence, a list or a block of code does; shorter ones, in a
     small letter, where nearly all do; and those whose last word ends no sentence.
     """
-    if labels_of(table.answers) is not None or are_json(table):
+    if table.labels is not None or are_json(table):
         return []
-    answers = [answer.rstrip() for answer in table.answers]
-    ends = [not answer or _ends(answer) for answer in answers]
-    long = [n for n, answer in enumerate(answers) if len(answer) >= _LONG]
-    worded = [n for n, answer in enumerate(answers) if answer.count(" ") >= _SENTENCE_WORDS - 1]
-    cut = {n for n in worded if not ends[n] and _breaks_off(answers[n])}
+    n_long = n_worded = n_open_worded = 0
+    open_long, open_worded, cut = array("q"), array("q"), array("q")  # rows
+    for n, given in enumerate(table.answers):
+        answer = given.rstrip()
+        is_open = bool(answer) and not _ends(answer)
+        if len(answer) >= _LONG:
+            n_long += 1
+            if is_open:
+                open_long.append(n)
+        if answer.count(" ") >= _SENTENCE_WORDS - 1:
+            n_worded += 1
+            if is_open and _breaks_off(answer):
+                cut.append(n)
+            if is_open and _last_word(answer).islower():
+                open_worded.append(n)
+            n_open_worded += is_open
     told = "stops where no sentence does"
-    for pool, least, words in ((long, _CLOSED_SHARE, "of the long ones"), (worded, _CLOSED_SENTENCES, "of the others")):
-        open_ended = [n for n in pool if not ends[n]]
-        if len(pool) >= _LEAST_LONG and 0 < len(open_ended) <= (1 - least) * len(pool):
-            told = f"breaks off, where {share(len(pool) - len(open_ended), len(pool))} {words} end with a full stop or the like"
-            cut.update(n for n in open_ended if pool is long or _last_word(answers[n]).islower())
+    pools = (
+        (open_long, len(open_long), n_long, _CLOSED_SHARE, "of the long ones"),
+        (open_worded, n_open_worded, n_worded, _CLOSED_SENTENCES, "of the others"),
+    )
+    for rows, n_open, n_all, least, words in pools:
+        if n_all >= _LEAST_LONG and 0 < n_open <= (1 - least) * n_all:
+            told = f"breaks off, where {share(n_all - n_open, n_all)} {words} end with a full stop or the like"
+            cut += rows
             break
-    hits = [(table.sources[n], f"…{answers[n][-50:]}") for n in sorted(cut)]
+    hits = ((table.sources[n], f"…{table.answers[n].rstrip()[-50:]}") for n in sorted(set(cut)))
     fix = "complete them, or remove the rows: the model learns to stop in mid-sentence"
     return found("cut-short", "warning", hits, f"the answer {told}", fix)
 
@@ -197,7 +212,7 @@ def _ends(answer: str) -> bool:
 
 def open_bracket(table: Table) -> list[Finding]:
     """An answer that begins with a bracket, where others that begin so close it at their end."""
-    hits: list[tuple[str, str]] = []
+    hits = Hits()
     n_closed = 0
     for source, answer in zip(table.sources, table.answers):
         text = answer.strip()
@@ -222,8 +237,11 @@ def white_space(table: Table) -> list[Finding]:
     """Spaces or line ends before or after the answer: in few rows a slip, in most a habit that the model takes over."""
     findings: list[Finding] = []
     for place, at in (("begins", 0), ("ends", -1)):
-        rows = [n for n, answer in enumerate(table.answers) if answer and answer[at].isspace()]
-        hits = [(table.sources[n], repr(table.answers[n][:30] if at == 0 else table.answers[n][-30:])) for n in rows]
+        hits = Hits(
+            (source, repr(answer[:30] if at == 0 else answer[-30:]))
+            for source, answer in zip(table.sources, table.answers)
+            if answer and answer[at].isspace()
+        )
         often = len(hits) > 0.5 * len(table)
         reason = f"the answer {place} with white space" + (
             f" in {share(len(hits), len(table))} of the rows: one more token to write, after what the template writes itself"

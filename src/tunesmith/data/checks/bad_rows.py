@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from tunesmith.data.checks.finding import Finding, Hit, Severity, found
+from tunesmith.data.checks.finding import Finding, Hits, Severity, found
 from tunesmith.data.formats import BadRow
 
 # (kind, how its sentences look, reason, fix); the first that fits
@@ -98,7 +98,7 @@ def refused(skipped: Iterable[BadRow], severity: Severity) -> list[Finding]:
 
     severity   "error" where training would stop at such a row, "warning" where it is told to leave such rows out
     """
-    by_kind: defaultdict[str, list[Hit]] = defaultdict(list)
+    by_kind: defaultdict[str, Hits] = defaultdict(Hits)
     for bad in skipped:
         by_kind[kind_of(bad.problem)].append((bad.source, bad.problem))
     words = {kind: (reason, fix) for kind, _, reason, fix in _KINDS}

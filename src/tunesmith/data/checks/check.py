@@ -11,12 +11,15 @@ compares files comes last. A check is one function in the file of its idea, and 
 import json
 import re
 import time
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tunesmith.config import DataConfig
 from tunesmith.data.checks import (
@@ -25,6 +28,7 @@ from tunesmith.data.checks import (
     duplicates,
     encoding,
     json_answers,
+    label_set,
     labels,
     language,
     lengths,
@@ -38,13 +42,15 @@ from tunesmith.data.checks import (
     undecodable,
 )  # fmt: skip
 from tunesmith.data.checks.beside import beside
-from tunesmith.data.checks.finding import MOST_SEEN, SEVERITIES, Finding, Hit, Severity, found
+from tunesmith.data.checks.finding import SEVERITIES, Finding, Hits, Severity, found
 from tunesmith.data.checks.json_answers import Schema
 from tunesmith.data.checks.table import PartName, Table
-from tunesmith.data.conversation import Message, has_thinking
+from tunesmith.data.conversation import Message
+from tunesmith.data.digests import first_equal
 from tunesmith.data.formats import Read, read_conversations
 from tunesmith.data.rows import THINKING
 from tunesmith.data.sources import sources_of
+from tunesmith.data.spool import joined
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 from tunesmith.progress import counted, progress, upto
@@ -53,6 +59,7 @@ TEXT_CHECKS = (*encoding.CHECKS, *secrets.CHECKS, *markers.CHECKS, *answers.CHEC
 HABIT_SHARE = 0.5  # of the rows
 NEAR = 0.8  # where splits do not look for near copies, the check still does
 ALIKE = 3  # lines, or findings of one kind, that are told one by one
+MOST_SYSTEMS = 10_000  # different system messages whose findings are remembered
 ROWS_FOR_TWO = 5_000  # from here on a second process is worth its start
 
 
@@ -89,7 +96,7 @@ class Report:
     rows: dict[str, int]
     not_done: list[str] = field(default_factory=list)
     unit: str = "characters"
-    lengths: dict[str, list[int]] = field(default_factory=dict)
+    lengths: dict[str, Sequence[int]] = field(default_factory=dict)
     limit: int | None = None
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     turns: dict[int, int] = field(default_factory=dict)
@@ -144,7 +151,7 @@ def tables_of(files: Sequence[Opened]) -> list[Table]:
         if file.read is not None:
             datasets.setdefault((file.part, file.task), []).append(file)
     return [
-        Table(part, task or own[0].path.name, [c for file in own if file.read is not None for c in file.read.conversations])
+        Table(part, task or own[0].path.name, joined([file.read.conversations for file in own if file.read is not None]))
         for (part, task), own in datasets.items()
     ]
 
@@ -176,15 +183,17 @@ def check(
         rows[file.part] += file.read.n_rows if file.read is not None else 0
     if not thorough:
         return Report(_worst_first(findings), said, rows, seconds=time.monotonic() - begun)
-    everything = [c for table in tables for c in table.conversations]
-    sources = [c.source for c in everything]
-    of_part = [table.part for table in tables for _ in table.conversations]
-    if n_thinking := sum(has_thinking(c) for c, part in zip(everything, of_part) if part == "train"):
-        said.append(f"{counted(n_thinking, 'training row')} with thinking: {THINKING[config.thinking]} (data.thinking: {config.thinking})")
-    rendered = rendering.Rendered()
+    everything = joined([table.conversations for table in tables])
+    of_part: list[PartName] = [table.part for table in tables for _ in range(len(table))]
+    rendered = rendering.nothing_rendered(0)
     of_tables: list[Finding] = []
     work = beside(lambda: rendering.render_all(everything, renderer, max_length) if renderer else rendered, len(everything) >= ROWS_FOR_TWO)
     try:
+        sources = joined([table.sources for table in tables])
+        if n_thinking := sum(table.n_thinking for table in tables if table.part == "train"):
+            said.append(
+                f"{counted(n_thinking, 'training row')} with thinking: {THINKING[config.thinking]} (data.thinking: {config.thinking})"
+            )
         for table in tables:
             of_tables += [*_of_texts(table), *_of_table(table)]
         findings += together(of_tables)
@@ -199,7 +208,7 @@ def check(
                 rendered = work.result()
                 bar.advance(len(everything))
             findings += rendering.findings(rendered, sources, [part != "test" for part in of_part], config, max_length)
-            findings += rendering.control_token_text(everything, renderer)
+            findings += rendering.control_token_text(everything, joined([table.contents for table in tables]), renderer)
     finally:
         work.stop()
     train = parts.get("train")
@@ -212,7 +221,7 @@ def check(
         lengths=_lengths(train, of_part, rendered if renderer is not None else None),
         limit=max_length if renderer is not None else None,
         labels=_labels(parts),
-        turns=dict(sorted(Counter(len(c.messages) for c in train.conversations).items())) if train is not None else {},
+        turns=dict(sorted(Counter(train.turns).items())) if train is not None else {},
         seconds=time.monotonic() - begun,
     )
 
@@ -230,7 +239,7 @@ def _of_reading(files: Sequence[Opened], config: DataConfig) -> list[Finding]:
 
 def _of_texts(table: Table) -> list[Finding]:
     """Every text check over every message: one hit a row and check."""
-    hits: defaultdict[str, list[Hit]] = defaultdict(list)
+    hits: defaultdict[str, Hits] = defaultdict(Hits)
     for_answers = [check for check in TEXT_CHECKS if check.where != "prompt"]
     for_prompts = [check for check in TEXT_CHECKS if check.where != "answer"]
     again: dict[str, list[tuple[str, str]]] = {}  # system messages are the same in most rows
@@ -246,6 +255,8 @@ def _of_texts(table: Table) -> list[Finding]:
             for message in conversation.messages:
                 if message.role == "system":
                     if message.content not in again:
+                        if len(again) >= MOST_SYSTEMS:
+                            again.clear()
                         again[message.content] = look(message)
                     told = again[message.content]
                 else:
@@ -290,7 +301,7 @@ def _parts(tables: Sequence[Table]) -> dict[str, Table]:
         if len(own) == 1:
             parts[name] = own[0]  # with the columns that were made of it already
         elif own:
-            parts[name] = Table(own[0].part, name, [c for t in own for c in t.conversations])
+            parts[name] = Table(own[0].part, name, joined([table.conversations for table in own]))
     return parts
 
 
@@ -305,7 +316,7 @@ def _between(parts: Mapping[str, Table], config: DataConfig) -> list[Finding]:
     if train is not None:
         with progress("looking for near duplicates", len(train)) as bar:
             findings += duplicates.near(train, threshold, upto(bar))
-        n_different = len(set(train.asked))
+        n_different = len(np.unique(first_equal(train.asked)))
         shares = {name: value for name in ("validation", "test") if isinstance(value := getattr(config, name), float)}
         shares = shares if sum(shares.values()) < 1 else {}  # such shares are refused, and leave no number to speak of
         findings += size.too_few(train, round(n_different * (1 - sum(shares.values()))))
@@ -346,16 +357,15 @@ def together(findings: Sequence[Finding]) -> list[Finding]:
             merged += same
             continue
         first = same[0]
-        rows = [(source, what) for one in same for source, what in zip_longest(one.sources, one.seen[: len(one.sources)], fillvalue="")]
+        of_all = Hits(hit for one in same for hit in zip_longest(one.sources, one.seen[: len(one.sources)], fillvalue=""))
         equal = all(one.reason == first.reason for one in same)
         reason = (
             f"{first.reason} (in {len(same):,} tasks)"
             if equal
             else f"{first.reason} (so in one task, and likewise in {len(same) - 1:,} more)"
         )
-        seen = tuple(what for _, what in rows[:MOST_SEEN])
-        count, sources = sum(one.count for one in same), tuple(source for source, _ in rows)
-        merged.append(Finding(first.check, first.severity, count, sources, reason, first.fix, seen if any(seen) else ()))
+        count, seen = sum(one.count for one in same), tuple(of_all.seen)
+        merged.append(Finding(first.check, first.severity, count, of_all.sources, reason, first.fix, seen if any(seen) else ()))
     return merged
 
 
@@ -372,20 +382,19 @@ def _not_done(renderer: Renderer | None, schema: Schema | None, tables: Sequence
     return missing
 
 
-def _lengths(train: Table | None, of_part: Sequence[PartName], rendered: rendering.Rendered | None) -> dict[str, list[int]]:
+def _lengths(train: Table | None, of_part: Sequence[PartName], rendered: rendering.Rendered | None) -> dict[str, Sequence[int]]:
     """Of the training rows; of_part: the part of each row that was rendered."""
     if train is None:
         return {}
     if rendered is None:
-        prompts, given = ([len(text) for text in texts] for texts in (train.prompts, train.answers))
+        prompts, given = (array("i", map(len, texts)) for texts in (train.prompts, train.answers))
         return {"text": prompts} if train.is_text else {"prompt": prompts, "answer": given}
-    sizes = zip(of_part, rendered.tokens, rendered.trained_tokens)
-    pairs = [(whole, trained) for part, whole, trained in sizes if part == "train" and whole]
-    if train.is_text:
-        return {"text": [whole for whole, _ in pairs]}
-    return {"example": [w for w, _ in pairs], "prompt": [w - t for w, t in pairs], "answer": [t for _, t in pairs]}
+    wanted = np.fromiter((part == "train" for part in of_part), bool, len(of_part)) & (rendered.tokens > 0)
+    whole, trained = rendered.tokens[wanted], rendered.trained_tokens[wanted]
+    sizes = {"text": whole} if train.is_text else {"example": whole, "prompt": whole - trained, "answer": trained}
+    return {side: array("i", of_side.astype(np.int32).tobytes()) for side, of_side in sizes.items()}
 
 
 def _labels(parts: Mapping[str, Table]) -> dict[str, dict[str, int]]:
-    found = {name: labels.labels_of(table.answers) for name, table in parts.items() if not table.is_text}
-    return {name: dict(counts.most_common(labels.MOST_LABELS)) for name, counts in found.items() if counts is not None}
+    found = {name: table.labels for name, table in parts.items() if not table.is_text}
+    return {name: dict(counts.most_common(label_set.MOST_LABELS)) for name, counts in found.items() if counts is not None}

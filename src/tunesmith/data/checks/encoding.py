@@ -11,8 +11,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from tunesmith.data.checks.finding import Finding, TextCheck, around, found
-from tunesmith.data.checks.table import Table
+from tunesmith.data.checks.finding import Finding, Hits, TextCheck, around, found
+from tunesmith.data.checks.table import BETWEEN, Table
 
 # Bytes 0x80 to 0x9f are read as these characters by Windows (cp1252) and as themselves by Latin-1; 0xa0 to 0xff are the same in both.
 _CP1252 = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
@@ -187,25 +187,17 @@ CHECKS = (
 
 def mixed_line_ends(table: Table) -> list[Finding]:
     r"""Rows whose lines end in \r\n or \r in a file where others end in \n, or both in one row."""
-    unix: list[tuple[str, str]] = []
-    dos: list[tuple[str, str]] = []
-    both: list[tuple[str, str]] = []
-    for conversation in table.conversations:
-        texts = [m.content for m in conversation.messages]
-        has_dos = any("\r" in t for t in texts)
-        has_unix = any("\n" in t and "\n" in t.replace("\r\n", "") for t in texts)
-        hit = (conversation.source, r"\r\n" if has_dos else "")
-        if has_dos and has_unix:
-            both.append(hit)
-        elif has_dos:
-            dos.append(hit)
-        elif has_unix:
-            unix.append(hit)
-    hits = dos + both if len(dos) <= len(unix) else both
-    if dos and not unix and not both:
-        return found("windows-line-ends", "note", dos, r"lines end in \r\n: one more token at every line end", r"replace \r\n by \n")
-    order = {source: n for n, source in enumerate(table.sources)}
-    hits.sort(key=lambda hit: order[hit[0]])
+    kinds = bytearray()  # of each row: 1 has \n alone, 2 has \r, 3 both
+    for text in table.contents:
+        text = text.replace(BETWEEN, "\x1f")
+        has_dos = "\r" in text
+        has_unix = "\n" in text and "\n" in text.replace("\r\n", "")
+        kinds.append(has_unix + 2 * has_dos)
+    n_unix, n_dos, n_both = (kinds.count(kind) for kind in (1, 2, 3))
+    told = (2, 3) if n_dos <= n_unix or not (n_unix or n_both) else (3,)
+    hits = ((source, r"\r\n") for source, kind in zip(table.sources, kinds) if kind in told)
+    if n_dos and not n_unix and not n_both:
+        return found("windows-line-ends", "note", hits, r"lines end in \r\n: one more token at every line end", r"replace \r\n by \n")
     return found(
         "mixed-line-ends", "warning", hits, r"lines end in \r\n here and in \n elsewhere: the model learns both", r"replace \r\n by \n"
     )
@@ -213,13 +205,15 @@ def mixed_line_ends(table: Table) -> list[Finding]:
 
 def mixed_normal_forms(table: Table) -> list[Finding]:
     """Accented letters as one character in some rows and as two in others."""
-    apart: list[tuple[str, str]] = []
+    apart = Hits()
     n_together = 0
-    for conversation in table.conversations:
-        texts = [m.content for m in conversation.messages if not m.content.isascii()]
+    for source, contents in zip(table.sources, table.contents):
+        if contents.isascii():
+            continue
+        texts = [text for text in contents.split(BETWEEN) if not text.isascii()]
         shown = next((s for s in map(decomposed, texts) if s), "")
         if shown:
-            apart.append((conversation.source, shown))
+            apart.append((source, shown))
         elif any(_has_accents(text) for text in texts):
             n_together += 1
     reason = "letters and their accents are separate characters (NFD)" + (

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.checks.finding import Finding, Hit, found, share
+from tunesmith.data.checks.finding import Finding, Hits, found, share
 from tunesmith.data.checks.table import Table
 from tunesmith.data.readers import clip, type_name
 from tunesmith.errors import BadInput
@@ -130,11 +130,16 @@ def _parse(text: str) -> tuple[Any, str]:
 
 def are_json(table: Table) -> bool:
     """Whether most answers are JSON objects or lists; a number or a word is JSON too, but nobody means it."""
-    answers = [a for a in table.answers if a.strip()]
-    if table.is_text or len(answers) < LEAST_ROWS:
+    if table.is_text:
         return False
-    likely = [a for a in answers if a.strip()[0] in "{[" or "```json" in a]
-    return len(likely) >= MOST_ARE_JSON * len(answers) and sum(map(_is_json, likely)) >= MOST_ARE_JSON * len(answers)
+    n_answers = sum(bool(a.strip()) for a in table.answers)
+    if n_answers < LEAST_ROWS or sum(map(_looks_like_json, table.answers)) < MOST_ARE_JSON * n_answers:
+        return False
+    return sum(_looks_like_json(a) and _is_json(a) for a in table.answers) >= MOST_ARE_JSON * n_answers
+
+
+def _looks_like_json(answer: str) -> bool:
+    return answer.strip()[:1] in ("{", "[") or "```json" in answer
 
 
 def _is_json(text: str) -> bool:
@@ -149,10 +154,8 @@ def not_json(table: Table) -> list[Finding]:
     """Rows whose answer is no JSON, or gives a key twice; only where most answers are JSON."""
     if not are_json(table):
         return []
-    broken: list[Hit] = []
-    repeated: list[Hit] = []
+    broken, repeated, other = Hits(), Hits(), Hits()
     kinds = Counter(type(_parse(a)[0]).__name__ for a in table.answers if _is_json(a))
-    other: list[Hit] = []
     for source, answer in zip(table.sources, table.answers):
         try:
             value, twice = _parse(answer)
@@ -205,7 +208,7 @@ def breaks_schema(table: Table, schema: Schema) -> list[Finding]:
         return f'"{twice}" is given twice' if twice else ""
 
     try:
-        hits = [(source, problem) for source, answer in zip(table.sources, table.answers) if (problem := problem_of(answer))]
+        hits = Hits((source, problem) for source, answer in zip(table.sources, table.answers) if (problem := problem_of(answer)))
     except Unresolvable as error:
         raise BadInput(
             f"the JSON Schema refers to something that is not in it: {error.ref}", where=str(schema.path), fix="put it under $defs"

@@ -1,48 +1,28 @@
 """Answers that are labels: how evenly they occur, and which of them are one label written in two ways.
 
-    labels_of(answers)            # Counter({"ham": 4827, "spam": 747}), or None where answers are free text
+    table.labels                  # Counter({"ham": 4827, "spam": 747}), or None where answers are free text (label_set.py)
     variants(table)               # "Spam", "SPAM" and "spam " are one label; "spma" is a slip of the finger
 
 A share of right answers says little when one label is frequent: whoever says "ham" to every message is right in 87 % of them.
 """
 
 import re
-import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator
 
 from tunesmith.data.checks.finding import Finding, Hit, found, share
+from tunesmith.data.checks.label_set import LONGEST_LABEL, canonical
 from tunesmith.data.checks.table import Table, folded
 from tunesmith.data.readers import clip
 
-MOST_LABELS, LONGEST_LABEL = 50, 40
-SHORT_SHARE, COVERED_SHARE = 0.97, 0.9  # of the answers are short; and belong to a label of at least three rows
 COMMON_SHARE, FEW_ROWS = 0.8, 10
 RARER = 10  # times as rare as the label that it resembles, before it is taken for a slip
 LABEL_KEYS = r"label|answer|category|class|target|gold|ground[ _-]?truth|intent|output|sentiment|expected"
 
 
-def canonical(label: str) -> str:
-    """What the spellings of one label have in common: no case, no spacing, no punctuation around it."""
-    text = unicodedata.normalize("NFKC", label).casefold()
-    return " ".join(re.sub(r"[\s_-]+", " ", text.strip(" \t\r\n.,;:!?\"'`*()[]")).split())
-
-
-def labels_of(answers: Sequence[str]) -> Counter[str] | None:
-    """Labels by their canonical form, if the answers are labels: few, short and repeated; None otherwise."""
-    if len(answers) < 6 or sum(len(a) <= LONGEST_LABEL and "\n" not in a.strip() for a in answers) < SHORT_SHARE * len(answers):
-        return None
-    if sum(a.lstrip()[:1] in ("{", "[") for a in answers) > 0.5 * len(answers):
-        return None  # JSON, however few different ones
-    counts = Counter(map(canonical, answers))
-    repeated = {label: n for label, n in counts.items() if n >= 3 and label}
-    if not repeated or len(repeated) > MOST_LABELS or sum(repeated.values()) < COVERED_SHARE * len(answers):
-        return None
-    return counts
-
-
 def table_checks(table: Table) -> list[Finding]:
-    counts = None if table.is_text else labels_of(table.answers)
+    counts = None if table.is_text else table.labels
     if counts is None:
         return []
     slips = slips_of(counts)
@@ -58,11 +38,11 @@ def variants(table: Table, counts: Counter[str]) -> list[Finding]:
     for answer in table.answers:
         spellings[canonical(answer)][answer] += 1
     usual = {label: ways.most_common(1)[0][0] for label, ways in spellings.items()}
-    hits = [
+    hits = (
         (source, f"{answer!r}, mostly {usual[canonical(answer)]!r}")
         for source, answer in zip(table.sources, table.answers)
         if answer != usual[canonical(answer)]
-    ]
+    )
     return found(
         "label-variant",
         "warning",
@@ -75,8 +55,9 @@ def variants(table: Table, counts: Counter[str]) -> list[Finding]:
 def slips_of(counts: Counter[str]) -> dict[str, str]:
     """Rare labels that are one or two letters away from a frequent one, each with that one."""
     slips: dict[str, str] = {}
+    frequent = [(other, m) for other, m in counts.items() if m >= RARER]
     for label, n in counts.items():
-        for other, m in counts.items():
+        for other, m in frequent:
             if m >= RARER * n and n <= 3 and len(label) >= 3 and not any(map(str.isdigit, label + other)) and _one_slip(label, other):
                 slips[label] = other
     return slips
@@ -103,11 +84,11 @@ def _distance(one: str, other: str) -> int:
 
 
 def typos(table: Table, slips: dict[str, str]) -> list[Finding]:
-    hits = [
+    hits = (
         (source, f"{answer!r}, perhaps {slips[canonical(answer)]!r}")
         for source, answer in zip(table.sources, table.answers)
         if canonical(answer) in slips
-    ]
+    )
     return found(
         "label-typo", "warning", hits, "a label of few rows that is a letter or two away from a frequent one", "correct it, if it is a slip"
     )
@@ -117,7 +98,7 @@ def one_label(table: Table, counts: Counter[str]) -> list[Finding]:
     if len(counts) != 1 or len(table) < 10:
         return []
     reason = f"every row has the label {next(iter(counts))!r}: there is nothing to tell apart"
-    return [Finding("one-label", "warning", len(table), tuple(table.sources), reason, "add rows with other labels")]
+    return [Finding("one-label", "warning", len(table), table.sources, reason, "add rows with other labels")]
 
 
 def imbalance(table: Table, counts: Counter[str]) -> list[Finding]:
@@ -141,10 +122,10 @@ def imbalance(table: Table, counts: Counter[str]) -> list[Finding]:
     )
 
 
-def _rows_of(table: Table, labels: Collection[str]) -> list[Hit]:
+def _rows_of(table: Table, labels: Collection[str]) -> Iterator[Hit]:
     """The rows that have one of these labels, each with what it asks."""
     rows = zip(table.sources, table.answers, table.own)
-    return [(source, f"{answer!r} to: {clip(own.strip(), 60)}") for source, answer, own in rows if canonical(answer) in labels]
+    return ((source, f"{answer!r} to: {clip(own.strip(), 60)}") for source, answer, own in rows if canonical(answer) in labels)
 
 
 def few_rows(table: Table, counts: Counter[str]) -> list[Finding]:
@@ -159,10 +140,10 @@ def few_rows(table: Table, counts: Counter[str]) -> list[Finding]:
 
 def unseen(train: Table, held: Table) -> list[Finding]:
     """Labels of held-out rows that no training row has: they can only be got wrong."""
-    known, there = labels_of(train.answers), labels_of(held.answers)
+    known, there = train.labels, held.labels
     if known is None or there is None:
         return []
-    hits = [(s, repr(a)) for s, a in zip(held.sources, held.answers) if canonical(a) not in known]
+    hits = ((s, repr(a)) for s, a in zip(held.sources, held.answers) if canonical(a) not in known)
     return found("unseen-label", "warning", hits, f"a label of the {held.part} rows that no training row has: it can only be answered wrongly",
                  "add training rows with it, or spell it as there")  # fmt: skip
 
@@ -172,27 +153,26 @@ def unseen(train: Table, held: Table) -> list[Finding]:
 
 def leaked(table: Table) -> list[Finding]:
     """Prompts that hold their own label: as a field ("label: spam"), as a column put into the prompt, or far more often than chance."""
-    counts = None if table.is_text else labels_of(table.answers)
+    counts = None if table.is_text else table.labels
     if counts is None:
         return []
     labels = {label for label, n in counts.items() if n >= 3 and len(label) > 1}
     said = re.compile(rf"\b(?:{LABEL_KEYS})[\"']?\s*(?:[:=]|\bis\b)\s*[\"']?([^\n\"',;|}}]{{1,{LONGEST_LABEL}}})", re.I)
     sign = re.compile(LABEL_KEYS, re.I)
-    hits: list[tuple[str, str]] = []
-    own_named, others_named = [], 0
+    said_so, own_named, others_named = array("q"), array("q"), 0  # rows
     word = re.compile(r"\b(?:" + "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True)) + r")\b") if labels else None
-    for source, own, answer in zip(table.sources, table.own, table.answers):
+    for n, (own, answer) in enumerate(zip(table.own, table.answers)):
         label = canonical(answer)
         if sign.search(own) and any(canonical(match[1]) == label for match in said.finditer(own)):
-            hits.append((source, f"{answer!r} in the prompt"))
+            said_so.append(n)
             continue
         named = set(word.findall(folded(own))) if word else set()
         if named == {label}:
-            own_named.append((source, f"{answer!r} in the prompt"))
+            own_named.append(n)
         elif named and label not in named:
             others_named += 1
     if len(counts) > 1 and len(own_named) >= 0.5 * len(table) and others_named * 5 <= len(own_named):
-        order = {source: n for n, source in enumerate(table.sources)}
-        hits = sorted([*hits, *own_named], key=lambda hit: order[hit[0]])
+        said_so = array("q", sorted(said_so + own_named))
+    hits = ((table.sources[n], f"{table.answers[n]!r} in the prompt") for n in said_so)
     return found("label-in-prompt", "warning", hits, "the prompt holds the answer: the model learns to copy it, and fails where it is not there",
                  "take the column out of the prompt")  # fmt: skip

@@ -125,11 +125,11 @@ def mixed_languages(table: Table) -> list[Finding]:
         n_known = counts.total()
         if not others or n_main < MAIN_SHARE * n_known or n_main < 10:
             continue
-        hits = [
+        hits = (
             (source, f"{language}: {clip(text, 60)}")
             for source, text, language in zip(table.sources, texts, languages)
             if language and language != main
-        ]
+        )
         names = ", ".join(f"{name} {n:,}" for name, n in others[:4])
         findings += found(
             f"{side}-language",

@@ -8,6 +8,7 @@ a log-normal distribution, and one long row must not hide another.
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.data.checks.finding import Finding, found
 from tunesmith.data.checks.table import Table
@@ -17,7 +18,7 @@ DEVIATIONS, TIMES = 5.0, 5.0
 LEAST_ROWS = 20
 
 
-def outliers(lengths: Sequence[int]) -> list[int]:
+def outliers(lengths: Sequence[int] | NDArray[np.int64]) -> list[int]:
     """The places of the lengths that stand far out; none where the lengths are few."""
     if len(lengths) < LEAST_ROWS:
         return []
@@ -31,13 +32,13 @@ def odd_lengths(table: Table) -> list[Finding]:
     findings: list[Finding] = []
     sides = (("text", table.prompts),) if table.is_text else (("prompt", table.own), ("answer", table.answers))
     for side, texts in sides:
-        sizes = [len(text) for text in texts]
+        sizes = np.fromiter(map(len, texts), np.int64, len(table))
         places = outliers(sizes)
         if not places:
             continue
         middle = int(np.median(sizes))
-        hits = [(table.sources[n], f"{sizes[n]:,} characters; half of the rows have at most {middle:,}") for n in places]
-        longer = sum(sizes[n] > middle for n in places)
+        hits = ((table.sources[n], f"{sizes[n]:,} characters; half of the rows have at most {middle:,}") for n in places)
+        longer = int((sizes[places] > middle).sum())
         reason = f"the {side} is far longer ({counted(longer, 'row')}) or shorter ({len(places) - longer:,}) than the others'"
         findings += found(f"{side}-length", "note", hits, reason, "look at them: often two rows in one, a pasted page, or an empty field")
     return findings

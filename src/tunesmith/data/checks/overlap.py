@@ -4,18 +4,19 @@ exact(train, test)       # test rows whose prompt is one of the training prompts
 near(train, test)        # test rows whose prompt is nearly one of them (similar.py)
 """
 
-from tunesmith.data.checks.finding import Finding, found, share
+import numpy as np
+
+from tunesmith.data.checks.finding import Finding, Hits, found, share
 from tunesmith.data.checks.table import Table
+from tunesmith.data.digests import where_found
 from tunesmith.data.similar import matches
 
 
 def exact(base: Table, held: Table) -> tuple[list[Finding], set[int]]:
     """The finding, and the rows of `held` it is about."""
-    first: dict[str, str] = {}
-    for asked, source in zip(base.asked, base.sources):
-        first.setdefault(asked, source)
-    rows = [n for n, asked in enumerate(held.asked) if asked in first]
-    hits = [(held.sources[n], f"also {first[held.asked[n]]}") for n in rows]
+    first = where_found(held.asked, base.asked)
+    rows = np.flatnonzero(first >= 0).tolist()
+    hits = Hits((held.sources[n], f"also {base.sources[int(first[n])]}") for n in rows)
     removed = "training leaves these training rows out" if base.part == "train" else "the figures would not be independent"
     return found(
         f"{held.part}-in-{base.part}", "warning", hits,
@@ -31,7 +32,7 @@ def near(base: Table, held: Table, beside: set[int], threshold: float, removed: 
     removed   whether training leaves such rows of `base` out
     """
     matched = matches(held.beginnings, base.beginnings, threshold)
-    hits = [(held.sources[n], f"nearly {base.sources[m]}") for n, m in enumerate(matched) if m is not None and n not in beside]
+    hits = Hits((held.sources[n], f"nearly {base.sources[m]}") for n, m in enumerate(matched) if m is not None and n not in beside)
     what_then = "training leaves these training rows out" if removed and base.part == "train" else "the figure on them is too good"
     reason = f"{share(len(hits), len(held))} of the {held.part} rows ask nearly what a row of {base.part} asks: {what_then}"
     return found(f"{held.part}-near-{base.part}", "warning", hits, reason, "remove them from one of the files")

@@ -7,13 +7,14 @@ Python's csv, pandas and most others let a stray quote join lines; ours refuses 
 """
 
 import csv
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from tunesmith.config import DataConfig
 from tunesmith.data.checks.finding import Finding, Hit, found
-from tunesmith.data.readers import plain_records, recognise
+from tunesmith.data.readers import File, plain_records, recognise
 from tunesmith.errors import BadInput
 from tunesmith.progress import counted
 
@@ -23,15 +24,14 @@ def trap(path: Path, config: DataConfig) -> list[Finding]:
     file = recognise(path, config)
     if file.kind not in ("csv", "tsv"):
         return []
-    lines = list(plain_records(file))
-    widths = {len(cells) for _, cells, _ in lines}
-    if len(widths) != 1 or widths == {1}:
+    widths = Counter(len(cells) for _, cells, _ in plain_records(file))
+    if len(widths) != 1 or 1 in widths:
         return []  # lines are not rows of their own: a quoted cell may well span several
-    joined = _joined(lines, file.separator)
+    joined = _joined(file)
     n_lost = sum(n - 1 for _, n in joined)
     if not joined:
         return []
-    n_rows = len(lines) - config.header
+    n_rows = widths.total() - config.header
     hits: list[Hit] = [(f"{path.name}:{line}", f"takes {n - 1:,} more {'line' if n == 2 else 'lines'} in") for line, n in joined]
     reason = f"a quote opens here and swallows lines: read with quotes as quotation, the file gives {counted(n_rows - n_lost, 'row')} instead of {n_rows:,}"
     if config.quoting:
@@ -45,17 +45,22 @@ def trap(path: Path, config: DataConfig) -> list[Finding]:
     )
 
 
-def _joined(lines: Sequence[tuple[int, list[str], str]], separator: str) -> list[tuple[int, int]]:
+def _joined(file: File) -> list[tuple[int, int]]:
     """(line where a record starts, lines it takes) of each record of several lines, as Python's csv reads them by default."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader((separator.join(cells) + "\n" for _, cells, _ in lines), delimiter=separator)
+    taken: list[int] = []  # lines of this record
+
+    def lines() -> Iterator[str]:
+        for line, cells, _ in plain_records(file):
+            taken.append(line)
+            yield file.separator.join(cells) + "\n"
+
     joined: list[tuple[int, int]] = []
-    before = 0
     with suppress(csv.Error):
-        for cells in reader:
-            if cells and reader.line_num - before > 1:
-                joined.append((lines[before][0], reader.line_num - before))
-            before = reader.line_num
+        for cells in csv.reader(lines(), delimiter=file.separator):
+            if cells and len(taken) > 1:
+                joined.append((taken[0], len(taken)))
+            taken.clear()
     return joined
 
 

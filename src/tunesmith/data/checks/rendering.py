@@ -8,17 +8,23 @@ The renderer itself compares the training prefix with the serving prefix, and th
 in which they disagree is refused there. Here every row is rendered, so that all such rows are known before the first step.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.config import DataConfig
-from tunesmith.data.checks.finding import Finding, Hit, Severity, around, found
+from tunesmith.data.checks.finding import MOST_SEEN, Finding, Hit, Hits, Severity, around, found
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.template import Example, Renderer
 from tunesmith.errors import BadInput
+
+Counts: TypeAlias = NDArray[np.int32]  # one for each row
 
 GIANT_CHARACTERS = 1_000_000  # of a row that is too long in any case; tokenising it would cost gigabytes
 
@@ -29,39 +35,66 @@ class Rendered:
 
     tokens           of the longest example that the row becomes
     trained_tokens   of these, what is learned: the answers and their stop tokens
-    refused          row → what, where and fix of the error
+    refused          what and fix of the error → the rows
     """
 
-    tokens: list[int] = field(default_factory=list)
-    trained_tokens: list[int] = field(default_factory=list)
-    refused: dict[int, tuple[str, str, str]] = field(default_factory=dict)
-    no_stop: list[int] = field(default_factory=list)
-    double_bos: list[int] = field(default_factory=list)
-    never_trained: list[int] = field(default_factory=list)
-    cut: dict[int, int] = field(default_factory=dict)  # row → tokens of its answer that the limit cuts off
-    cut_whole: dict[int, int] = field(default_factory=dict)  # row → tokens of a prompt that leaves no room for the answer
-    giants: dict[int, int] = field(default_factory=dict)  # row → characters
+    tokens: Counts
+    trained_tokens: Counts
+    cut: Counts  # tokens of its answer that the limit cuts off; -1: it fits
+    cut_whole: Counts  # tokens of a prompt that leaves no room for the answer; -1: it leaves some
+    giants: Counts  # characters; -1: no giant
+    refused: dict[tuple[str, str], "Refused"] = field(default_factory=dict)
+    no_stop: "array[int]" = field(default_factory=lambda: array("q"))
+    double_bos: "array[int]" = field(default_factory=lambda: array("q"))
+    never_trained: "array[int]" = field(default_factory=lambda: array("q"))
+
+
+@dataclass
+class Refused:
+    """Rows that cannot be rendered for one reason, and what is to be said of the first of them."""
+
+    rows: "array[int]" = field(default_factory=lambda: array("q"))
+    details: list[str] = field(default_factory=list)
+
+
+def nothing_rendered(n_rows: int) -> Rendered:
+    tokens, trained, cut, cut_whole, giants = (np.full(n_rows, n, np.int32) for n in (0, 0, -1, -1, -1))
+    return Rendered(tokens, trained, cut, cut_whole, giants)
 
 
 def render_all(
     conversations: Sequence[Conversation], renderer: Renderer, max_length: int, on_progress: Callable[[int], None] | None = None
 ) -> Rendered:
     """Render every row; on_progress is told how many are done."""
-    n_rows = len(conversations)
-    seen = Rendered([0] * n_rows, [0] * n_rows)
-    giants = {n for n, conversation in enumerate(conversations) if _is_giant(conversation, renderer, max_length)}
-    seen.giants = {n: _n_characters(conversations[n]) for n in giants}
-    usual = [n for n in range(n_rows) if n not in giants]
-    results = renderer.attempt_many(conversations[n] for n in usual)
-    for done, (n, result) in enumerate(zip(usual, results, strict=True)):
+    seen = nothing_rendered(len(conversations))
+    taken: deque[tuple[int, bool]] = deque()  # rows that the renderer has and did not give back, and whether they are raw text
+
+    def usual() -> Iterator[Conversation]:
+        for n, conversation in enumerate(conversations):
+            if _is_giant(conversation, renderer, max_length):
+                seen.giants[n] = _n_characters(conversation)
+            else:
+                taken.append((n, conversation.is_text))
+                yield conversation
+
+    for result in renderer.attempt_many(usual()):
+        n, is_text = taken.popleft()
         if isinstance(result, BadInput):
-            seen.refused[n] = (result.what, result.where, result.fix)
+            _refuse(seen, n, result)
         else:
             for example in result:
-                _look_at(seen, n, example, conversations[n].is_text, renderer, max_length)
-        if on_progress is not None and done % 512 == 0:
-            on_progress(done)
+                _look_at(seen, n, example, is_text, renderer, max_length)
+        if on_progress is not None and n % 512 == 0:
+            on_progress(n)
     return seen
+
+
+def _refuse(seen: Rendered, n: int, error: BadInput) -> None:
+    what = _without_details(error.what)
+    refused = seen.refused.setdefault((what, error.fix), Refused())
+    refused.rows.append(n)
+    if len(refused.details) < MOST_SEEN:
+        refused.details.append(error.what if what != error.what else error.where.partition(": ")[2])
 
 
 def _n_characters(conversation: Conversation) -> int:
@@ -100,10 +133,11 @@ def findings(seen: Rendered, sources: Sequence[str], trained_on: Sequence[bool],
     trained_on   False for test rows: those are answered whatever their length, as far as the model can read their prompt
     """
     policy = config.on_too_long
-    cut, whole = ([n for n in rows if trained_on[n]] for rows in (seen.cut, seen.cut_whole))
-    long_tests = [n for n in seen.cut_whole if not trained_on[n]]
+    is_trained_on = np.fromiter(trained_on, bool, len(trained_on))
+    cut, whole = (np.flatnonzero((rows >= 0) & is_trained_on).tolist() for rows in (seen.cut, seen.cut_whole))
+    long_tests = np.flatnonzero((seen.cut_whole >= 0) & ~is_trained_on).tolist()
     severity: Severity = "error" if policy == "error" else "warning"
-    longest = max(seen.tokens, default=0)
+    longest = int(seen.tokens.max(initial=0))
     what_then = {
         "error": "training would stop here",
         "drop": "they are left out (data.on_too_long: drop)",
@@ -111,15 +145,13 @@ def findings(seen: Rendered, sources: Sequence[str], trained_on: Sequence[bool],
     }[policy]
     remedy = f"training.max_length: {longest}" + ('; or data.on_too_long: "drop" or "truncate"' if policy == "error" else "")
 
-    def hits(rows: Sequence[int], words: Callable[[int], str] = lambda n: "") -> list[Hit]:
-        return [(sources[n], words(n)) for n in sorted(set(rows))]
+    def hits(rows: Sequence[int], words: Callable[[int], str] = lambda n: "") -> Iterator[Hit]:
+        return ((sources[n], words(n)) for n in sorted(set(rows)))
 
-    by_problem: defaultdict[tuple[str, str], list[Hit]] = defaultdict(list)
-    for n, (what, where, fix) in sorted(seen.refused.items()):
-        by_problem[(_without_details(what), fix)].append((sources[n], what if _without_details(what) != what else where.partition(": ")[2]))
     result: list[Finding] = []
-    for (what, fix), refused_hits in by_problem.items():
-        result += found(_refusal_kind(what), "error", refused_hits, what, fix)
+    for (what, fix), refused in seen.refused.items():
+        told = zip_longest(map(sources.__getitem__, refused.rows), refused.details, fillvalue="")
+        result += found(_refusal_kind(what), "error", told, what, fix)
     return [
         *result,
         *found(
@@ -146,7 +178,7 @@ def findings(seen: Rendered, sources: Sequence[str], trained_on: Sequence[bool],
         *found(
             "giant-row",
             severity,
-            hits(list(seen.giants), lambda n: f"{seen.giants[n]:,} characters"),
+            hits(np.flatnonzero(seen.giants >= 0).tolist(), lambda n: f"{seen.giants[n]:,} characters"),
             f"far longer than training.max_length = {max_length}: {what_then}",
             'look at the row: often many rows in one; data.on_too_long: "drop" or "truncate" lets the others train',
         ),
@@ -194,12 +226,18 @@ def _refusal_kind(what: str) -> str:
     return next((kind for words, kind in kinds if words in what), "not-rendered")
 
 
-def control_token_text(conversations: Sequence[Conversation], renderer: Renderer) -> list[Finding]:
-    """The text of the model's own control tokens inside messages: kept as ordinary text here, real turns in most other tools."""
+def control_token_text(conversations: Sequence[Conversation], contents: Sequence[str], renderer: Renderer) -> list[Finding]:
+    """The text of the model's own control tokens inside messages: kept as ordinary text here, real turns in most other tools.
+
+    contents   what all messages of each row say (`Table.contents`)
+    """
     control = [str(renderer.tokenizer.convert_ids_to_tokens(i)) for i in renderer.special_ids]
     signs = {text[0] for text in control if text}
-    hits: list[Hit] = []
-    for conversation in conversations:
+    hits = Hits()
+    for n, all_messages in enumerate(contents):
+        if not any(sign in all_messages for sign in signs):
+            continue
+        conversation = conversations[n]
         for message in conversation.messages:
             content = message.content
             if any(sign in content for sign in signs) and renderer.control.written_in(content):

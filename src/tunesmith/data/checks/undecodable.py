@@ -14,9 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, cast
 
+import numpy as np
+
 from tunesmith.config import DataConfig
 from tunesmith.data.checks.finding import Finding, found
 from tunesmith.data.formats import Read, read_conversations
+from tunesmith.data.spool import picked
 from tunesmith.errors import BadInput
 
 
@@ -48,7 +51,8 @@ def read_around(config: DataConfig, path: Path, name: str, task: str) -> Read | 
             read = read_conversations(config, copy, name, task)
         except BadInput:
             return None
-    return replace(read, conversations=[c for c in read.conversations if int(c.source.rpartition(":")[2]) not in bad])
+    is_bad = np.fromiter((int(c.source.rpartition(":")[2]) in bad for c in read.conversations), bool, len(read.conversations))
+    return replace(read, conversations=picked(read.conversations, np.flatnonzero(~is_bad)))
 
 
 @contextmanager

@@ -1,0 +1,124 @@
+"""The micro-batches of a run, as sizes: from its rows where they are known, otherwise all as long as they may be.
+
+    batches = of_rows(step_rows, n_steps)        # a Size for each micro-batch of some steps
+    fullest(batches.sizes)                       # the few among which the one is that takes the most memory
+    batch = example_of(size)                     # tensors of that size, to rehearse with
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tunesmith.config import Run
+from tunesmith.data.batches import LENGTH_STEP, Batch, StepRows, collate, collate_row, grouped, lengths_of
+from tunesmith.data.packing import row_of
+from tunesmith.data.template import Example
+
+MOST_STEPS = 200  # whose micro-batches are looked at, spread evenly over the first epoch, besides those with the largest ones
+EXAMPLES_OF_THE_LARGEST = 4096
+MOST_SIZES = 4  # that are rehearsed
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a micro-batch.
+
+    lengths   of its examples, or of the documents of its packed row
+    computed  tokens, padding included
+    scored    trained positions
+    later     whether others of its step came before it, and left gradients
+    """
+
+    lengths: tuple[int, ...]
+    computed: int
+    packed: bool
+    scored: int
+    later: bool
+
+    @property
+    def pairs(self) -> int:
+        """Of tokens that attention compares."""
+        return sum(length * length for length in self.lengths) if self.packed else self.computed * (self.computed // len(self.lengths))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """sizes: of the micro-batches of `n_seen` steps; largest: of those that have the largest ones; longest: tokens of an example."""
+
+    sizes: list[Size]
+    n_seen: int
+    n_steps: int
+    largest: list[Size]
+    longest: int
+
+
+def of_rows(rows: StepRows, n_steps: int) -> Batches:
+    per_epoch = min(n_steps, rows.steps_of_epoch(0))
+    looked = sorted({int(i) for i in np.linspace(0, per_epoch - 1, min(per_epoch, MOST_STEPS))})
+    longest = int(lengths_of(rows.examples).max())
+
+    def of(steps: Sequence[int]) -> list[Size]:
+        return [_size(g, rows.packing, n > 0, longest) for step in steps for n, g in enumerate(rows.groups(step))]
+
+    largest = rows.largest_steps(range(n_steps), 1, EXAMPLES_OF_THE_LARGEST)
+    return Batches(of(looked), len(looked), n_steps, of(largest), longest)
+
+
+def assumed(run: Run, length: int) -> Batches:
+    """Every example has `length` tokens, all trained."""
+    training = run.training
+    n_examples = training.batch_size if training.batch_tokens is None else max(1, training.batch_tokens // length)
+    groups = grouped([_example(length, length - 1)] * n_examples, training.micro_batch_tokens, training.micro_batch_size, training.packing)
+    sizes = [_size(group, training.packing, n > 0, length) for n, group in enumerate(groups)]
+    return Batches(sizes, 1, training.steps or 1, sizes, length)
+
+
+def of_validation(run: Run, examples: Sequence[Example]) -> Size:
+    """The largest micro-batch of validation."""
+    training = run.training
+    groups = grouped(examples, training.micro_batch_tokens, None, training.packing)
+    # validation pads to the longest of a batch, not to a multiple
+    sizes = [_size(group, training.packing, False, max(map(len, group)), step=1) for group in groups]
+    return max(sizes, key=lambda size: (size.computed, size.pairs))
+
+
+def rows_of(n: int, length: int, scored_share: float, run: Run) -> Size:
+    """`n` examples of one length side by side, as a question about what would fit."""
+    return _size([_example(length, max(1, round(scored_share * (length - 1))))] * n, run.training.packing, True, length)
+
+
+def fullest(sizes: Sequence[Size]) -> list[Size]:
+    """Those that no other equals or exceeds in every respect, of which one takes the most memory; the one with most tokens first."""
+    found: list[Size] = []
+    for size in sorted(set(sizes), key=lambda s: (s.computed, s.pairs, s.scored, s.later), reverse=True):
+        if not any(s.computed >= size.computed and s.pairs >= size.pairs and s.scored >= size.scored and s.later >= size.later for s in found):
+            found.append(size)
+    return found[:MOST_SIZES]
+
+
+def example_of(size: Size) -> Batch:
+    """Tensors of this size."""
+    shares, left = dict[int, int](), size.scored
+    by_length = sorted(range(len(size.lengths)), key=lambda i: size.lengths[i])
+    for n, i in enumerate(by_length):
+        shares[i] = min(size.lengths[i] - 1, left // (len(by_length) - n))
+        left -= shares[i]
+    examples = [_example(length, shares[i]) for i, length in enumerate(size.lengths)]
+    return collate_row(row_of(examples), size.computed) if size.packed else collate(examples, size.computed // len(examples))
+
+
+def _example(length: int, n_trained: int) -> Example:
+    trained = np.zeros(length, dtype=bool)
+    trained[length - n_trained :] = True
+    return Example(np.zeros(length, dtype=np.int32), trained, "")
+
+
+def _size(group: Sequence[Example], packed: bool, later: bool, longest: int, step: int = LENGTH_STEP) -> Size:
+    """Padded as StepRows pads."""
+    lengths = tuple(map(len, group))
+    if packed:
+        computed = -(-sum(lengths) // step) * step
+    else:
+        computed = min(-(-max(lengths) // step) * step, longest) * len(lengths)
+    return Size(lengths, computed, packed, sum(int(example.trained[1:].sum()) for example in group), later)
