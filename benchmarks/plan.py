@@ -145,7 +145,7 @@ def work(mode: str, name: str, folder: Path) -> harness.Reply:
             loop.train(run)
         memory = found.methods[run.method].memory
         return {
-            "account_bytes": account.peak_bytes, "predicted_bytes": round(memory.peak), "process_bytes": PROCESS_BYTES,
+            "account_bytes": account.peak_bytes, "predicted_bytes": round(memory.peak + memory.mapped), "process_bytes": PROCESS_BYTES,
             "kinds": {kind: round(n) for kind, n in memory.kinds.items()},
         }  # fmt: skip
     import transformers.modeling_utils  # noqa: F401 - what is imported later would be counted as the run's

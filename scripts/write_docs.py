@@ -125,7 +125,10 @@ def kernels() -> str:
 
 def planned() -> str:
     """docs/plan.md's table: what the plan said and what the runs took."""
-    lines = ["| run | tensors: plan | measured | off | process: plan | measured | off | kept for speed | step, in products: plan | measured | off |", "|---|" + "---:|" * 10]
+    lines = [
+        "| run | tensors: plan | measured | off | process: plan | measured | off | kept for speed | step, in products: plan | measured | off |",
+        "|---|" + "---:|" * 10,
+    ]
     for row in results("plan.json")["rows"]:
         mib = {key: f"{row[key] / 2**20:,.0f} MiB" for key in ("predicted_bytes", "account_bytes", "resident_bytes", "kept_bytes")}
         process = f"{(row['predicted_bytes'] + row['process_bytes']) / 2**20:,.0f} MiB"
@@ -144,5 +147,9 @@ def between(text: str, name: str, new: str) -> str:
 
 if __name__ == "__main__":
     (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
-    for page, name, new in ((ROOT / "README.md", "measured", measured()), (DOCS / "quantization.md", "kernels", kernels()), (DOCS / "plan.md", "planned", planned())):
+    for page, name, new in (
+        (ROOT / "README.md", "measured", measured()),
+        (DOCS / "quantization.md", "kernels", kernels()),
+        (DOCS / "plan.md", "planned", planned()),
+    ):
         page.write_text(between(page.read_text(encoding="utf-8"), name, new), encoding="utf-8")

@@ -71,7 +71,11 @@ def main() -> None:
             _fail(
                 "error: out of memory\n  fix:   lower training.micro_batch_tokens or training.micro_batch_size; the step stays the same", 1
             )
-        _fail(f"error: {text}\n  fix:   this is a defect of tunesmith; run again with TUNESMITH_TRACEBACK=1 and report what it prints", 1, error)
+        _fail(
+            f"error: {text}\n  fix:   this is a defect of tunesmith; run again with TUNESMITH_TRACEBACK=1 and report what it prints",
+            1,
+            error,
+        )
 
 
 @contextmanager

@@ -700,7 +700,12 @@ def validate(
 
 def _paths_of(run: Run) -> list[tuple[str, str]]:
     """(key, text) of every setting that is a path, or a path or a name."""
-    single = {"model": run.model, "output": run.output, "data.answer_schema": run.data.answer_schema, "lora.continue_from": run.lora.continue_from}
+    single = {
+        "model": run.model,
+        "output": run.output,
+        "data.answer_schema": run.data.answer_schema,
+        "lora.continue_from": run.lora.continue_from,
+    }
     found = [(key, path) for key, path in single.items() if path is not None]
     for part in ("train", "validation", "test"):
         value = getattr(run.data, part)

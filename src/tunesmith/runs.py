@@ -193,7 +193,9 @@ class RunFolder:
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
-            raise BadInput(f"{path.name} cannot be read: {error}", where=str(path), fix=f"tunesmith eval {self.path} writes it again") from None
+            raise BadInput(
+                f"{path.name} cannot be read: {error}", where=str(path), fix=f"tunesmith eval {self.path} writes it again"
+            ) from None
 
     def save_evaluation(
         self, evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]] = ()

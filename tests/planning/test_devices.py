@@ -8,7 +8,14 @@ from tunesmith.planning.devices import COMMON, Device, device_of, devices_of
 
 @pytest.mark.parametrize(
     ("text", "device"),
-    [("24", Device(24)), ("24GB", Device(24)), ("2x80", Device(80, 2)), ("4 x 24 GB", Device(24, 4)), ("8×141", Device(141, 8)), ("1.5", Device(1.5))],
+    [
+        ("24", Device(24)),
+        ("24GB", Device(24)),
+        ("2x80", Device(80, 2)),
+        ("4 x 24 GB", Device(24, 4)),
+        ("8×141", Device(141, 8)),
+        ("1.5", Device(1.5)),
+    ],
 )
 def test_a_device_is_named_by_its_gigabytes_and_how_many_there_are(text, device):
     assert device_of(text) == device

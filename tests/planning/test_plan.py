@@ -29,17 +29,27 @@ def llama_70b(tmp_path_factory):
 @pytest.fixture
 def rows(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"prompt": "a b c " * (1 + n % 7), "completion": "d e"}) + "\n" for n in range(40)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"prompt": "a b c " * (1 + n % 7), "completion": "d e"}) + "\n" for n in range(40)), encoding="utf-8"
+    )
     return path
 
 
 def config(rows, **more):
-    return {"model": "acorn", "data": {"train": str(rows)}, "training": {"batch_size": 8, "epochs": 2}, "output": str(rows.parent / "run"), **more}
+    return {
+        "model": "acorn",
+        "data": {"train": str(rows)},
+        "training": {"batch_size": 8, "epochs": 2},
+        "output": str(rows.parent / "run"),
+        **more,
+    }
 
 
 def test_can_70_billion_parameters_be_trained_on_two_cards_of_80_gigabytes(llama_70b):
     found = tunesmith.plan(llama_70b, devices="24,80,2x80", sets=["training.max_length=2048"], tflops=400, price_per_hour=10)
-    assert found.methods["qlora"].memory.kinds["weights"] / 1e9 == pytest.approx(39.5, abs=0.2)  # 68.5 billion x 4.127 bits, embeddings in 16
+    assert found.methods["qlora"].memory.kinds["weights"] / 1e9 == pytest.approx(
+        39.5, abs=0.2
+    )  # 68.5 billion x 4.127 bits, embeddings in 16
     assert found.methods["full"].n_trained == 70_553_706_496
     two_cards = found.fits("2x80")
     assert two_cards["qlora"].rows >= 1  # yes, in 4 bits

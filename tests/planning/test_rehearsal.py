@@ -25,7 +25,13 @@ def run_of(folder, method="lora", more=None, **training):
     """A run on acorn whose rows all have about LENGTH tokens."""
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "a b c " * (20 + n), "completion": "d e f"}) + "\n" for n in range(12)), encoding="utf-8")
-    config = {"model": "acorn", "method": method, "data": {"train": str(rows)}, "training": {"max_length": 512, "batch_size": 4, **training}, **(more or {})}
+    config = {
+        "model": "acorn",
+        "method": method,
+        "data": {"train": str(rows)},
+        "training": {"max_length": 512, "batch_size": 4, **training},
+        **(more or {}),
+    }
     return validate(config, "the test")[0]
 
 
@@ -35,6 +41,7 @@ def account_of_a_step(run, size):
     tuned = ready.tuned
     batch = example_of(size)
     with Account() as account:
+        account.hold([*tuned.loaded.model.parameters(), *tuned.loaded.model.buffers()])  # kernels read codes without torch
         optimizer = build_optimizer(tuned.parameters, run.training, 1e-4)
         scored = Scored(tuned.loaded.model, tuned.compute_dtype).train()
         for _ in range(2):
@@ -82,7 +89,9 @@ def test_kinds_are_what_they_are_called(tmp_path):
     assert step.peak["adapters"] == adapters
     assert step.peak["gradients"] == adapters  # rows_of asks as for a later micro-batch, when they are there
     assert step.peak["weights"] == pytest.approx(sum(everything.values()) - adapters, rel=0.001)
-    largest = max(layer.n_outputs * layer.n_inputs for layer in tuned.loaded.model.modules() if hasattr(layer, "dense") and hasattr(layer, "n_inputs"))
+    largest = max(
+        layer.n_outputs * layer.n_inputs for layer in tuned.loaded.model.modules() if hasattr(layer, "dense") and hasattr(layer, "n_inputs")
+    )
     assert step.peak["de-quantise buffer"] == largest * tuned.compute_dtype.itemsize
 
 

@@ -123,7 +123,9 @@ def commonest(train_answers: Sequence[str], references: Sequence[Reference]) -> 
     answers = train_answers or [_several(reference)[0] for reference in references]
     if not answers:
         raise BadInput("there are no rows to measure", fix="give at least one row with a reference answer")
-    counts = np.bincount(first_equal(digests(answer.strip() for answer in answers)))  # at the place of the first of each; they may be millions
+    counts = np.bincount(
+        first_equal(digests(answer.strip() for answer in answers))
+    )  # at the place of the first of each; they may be millions
     return answers[int(counts.argmax())].strip()
 
 

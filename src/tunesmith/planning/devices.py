@@ -36,7 +36,11 @@ def device_of(text: str) -> Device:
     """Raises BadInput for what is no size."""
     found = re.fullmatch(r"(?:(\d+) ?[x×*] ?)?(\d+(?:\.\d+)?) ?(?:gi?b)?", text.strip().lower())
     if found is None or not (1 <= int(found[1] or 1) <= 4096 and 1 < float(found[2]) <= 4096):
-        raise BadInput(f'"{text}" is no device', where=f"--devices {text}", fix="gigabytes of memory, as 24; several as 2x80; 16,24,2x80 for some of them")
+        raise BadInput(
+            f'"{text}" is no device',
+            where=f"--devices {text}",
+            fix="gigabytes of memory, as 24; several as 2x80; 16,24,2x80 for some of them",
+        )
     return Device(float(found[2]), int(found[1] or 1))
 
 

@@ -48,12 +48,14 @@ class Memory:
     """Bytes of tensors. kinds: at the fullest moment of a training step; the others: in all, each at a moment of its own, 0: never comes.
 
     validation   between two steps; saving: when the result is written; measuring: when base and tuned model answer the test rows
+    mapped       of the model's file, which stays mapped for what is not quantised: the system can drop it at any time, so it is in no sum
     """
 
     kinds: Mapping[str, float]
     validation: float
     saving: float
     measuring: float
+    mapped: float
 
     @property
     def training(self) -> float:
@@ -180,7 +182,9 @@ def config_of(model: str) -> tuple[Any, list[str]]:
 
     path = ACORN if model == "acorn" else Path(model).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
-        raise BadInput("this folder holds no model: config.json is missing", where=str(path), fix="a folder with a config.json; weights are not needed")
+        raise BadInput(
+            "this folder holds no model: config.json is missing", where=str(path), fix="a folder with a config.json; weights are not needed"
+        )
     looks_local = path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1 or path.suffix == ".json"
     if looks_local and not path.exists():
         raise BadInput("there is no such model", where=str(path), fix="acorn, a folder with a config.json, that file, or a hub id")
@@ -188,7 +192,9 @@ def config_of(model: str) -> tuple[Any, list[str]]:
         config = AutoConfig.from_pretrained(path if path.exists() else model, trust_remote_code=False)
     except Exception as error:
         raise BadInput(
-            f"the model's configuration is not understood: {first_line(error)}", where=model, fix="see the message; remote code is never run"
+            f"the model's configuration is not understood: {first_line(error)}",
+            where=model,
+            fix="see the message; remote code is never run",
         ) from None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BadInput(f"a model of type {config.model_type} does not predict the next word", where=model, fix=A_DECODER)
@@ -229,9 +235,17 @@ def _known(run: Run, config: Any, look_at: Literal["all", "some", "none"]) -> _K
     except BadInput as error:
         why = f"{error.what} ({error.where})" if error.where else error.what
     batches = shapes.assumed(run, max_length)
-    reason = f"training.max_length: {max_length}" if run.training.max_length is not None else f"{DEFAULT_MAX_LENGTH} tokens, or what the model was made for"
+    reason = (
+        f"training.max_length: {max_length}"
+        if run.training.max_length is not None
+        else f"{DEFAULT_MAX_LENGTH} tokens, or what the model was made for"
+    )
     said = [f"rows are not looked at: {why}; every example is taken to have {max_length:,} tokens ({reason}), all trained"]
-    validation = shapes.rows_of(max(1, run.training.micro_batch_tokens // max_length), max_length, 1.0, run) if run.data.validation is not None else None
+    validation = (
+        shapes.rows_of(max(1, run.training.micro_batch_tokens // max_length), max_length, 1.0, run)
+        if run.data.validation is not None
+        else None
+    )
     return _Known(batches, validation, 1.0, False, None, None, said)
 
 
@@ -263,7 +277,9 @@ def _of_rows(run: Run, train: Sequence[Example], validation: Sequence[Example], 
     steps = training.steps or max(1, math.ceil(rows.steps_of(training.epochs) * times))
     n_tokens = int(lengths_of(train).sum() * times)
     lengths, scored = (sum(n) for n in zip(*((sum(s.lengths), s.scored) for s in batches.sizes), strict=True))
-    said = [f"{counted(n_examples, 'example')}, {more or f'{n_tokens:,} tokens an epoch'}, the longest {batches.longest:,}; {scored / lengths:.0%} of them trained"]
+    said = [
+        f"{counted(n_examples, 'example')}, {more or f'{n_tokens:,} tokens an epoch'}, the longest {batches.longest:,}; {scored / lengths:.0%} of them trained"
+    ]
     size = shapes.of_validation(run, validation) if len(validation) else None
     return _Known(replace(batches, n_steps=steps), size, scored / lengths, True, n_examples, n_tokens, said)
 
@@ -299,17 +315,19 @@ class _Rehearsals:
         work = work_of(batches, sizes[0], steps[0].work)
         flops = sum(amount for (_, measure), amount in work.items() if measure.startswith(("products", "attention")))
         update = n_trained * (40 if self.run.training.optimizer == "adamw" else 28)  # bytes read and written by clipping and the optimizer
-        seconds = speed.seconds({**work, ("fixed", "update"): update}, speed.Speed({**rates.rates, "update": rates.rates.get("passes", math.inf)}))
+        seconds = speed.seconds(
+            {**work, ("fixed", "update"): update}, speed.Speed({**rates.rates, "update": rates.rates.get("passes", math.inf)})
+        )
         checkpoint = 4 * n_trained + optimizer
         n_kept = self.run.training.keep_checkpoints + 1 + (self.known.validation is not None)
         result = 4 * n_trained if method != "full" else kinds["weights"] / 4 * self.compute.itemsize
         known_steps = batches.n_steps if self.known.rows_known or self.run.training.steps else None
         return Method(
-            self._memory(scene, kinds, optimizer), n_trained, flops, seconds, None if known_steps is None else known_steps * seconds,
+            self._memory(scene, kinds, optimizer, fullest.n_quantised), n_trained, flops, seconds, None if known_steps is None else known_steps * seconds,
             round(checkpoint), round(checkpoint * n_kept + result),
         )  # fmt: skip
 
-    def _memory(self, scene: Scene, kinds: Mapping[str, float], optimizer: float) -> Memory:
+    def _memory(self, scene: Scene, kinds: Mapping[str, float], optimizer: float, n_quantised: float) -> Memory:
         held = kinds["weights"] + kinds["adapters"]
         validation = measuring = 0.0
         if self.known.validation is not None:
@@ -317,7 +335,9 @@ class _Rehearsals:
         copy_in_16_bits = kinds["weights"] / 4 * self.compute.itemsize if scene.run.method == "full" and self.compute.itemsize < 4 else 0.0
         if self.run.data.has_test:
             measuring = self._measuring(scene, held)
-        return Memory(kinds, validation, held + optimizer + copy_in_16_bits, measuring)
+        in_file = getattr(self.config, "dtype", None) == self.compute  # otherwise it is converted, and the file let go
+        mapped = n_quantised * self.compute.itemsize if self.on_cpu and in_file else 0.0
+        return Memory(kinds, validation, held + optimizer + copy_in_16_bits, measuring, mapped)
 
     def _measuring(self, scene: Scene, held: float) -> float:
         """Models as they are loaded for it, prompts of one batch and their cache; an estimate, as what is answered is not known."""
@@ -325,7 +345,15 @@ class _Rehearsals:
         text = self.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 1)
         width = getattr(text, "head_dim", None) or text.hidden_size // getattr(text, "num_attention_heads", 1)
-        cache = 2 * text.num_hidden_layers * heads * width * self.compute.itemsize * n_rows * (length + (self.run.evaluation.max_new_tokens or 32))
+        cache = (
+            2
+            * text.num_hidden_layers
+            * heads
+            * width
+            * self.compute.itemsize
+            * n_rows
+            * (length + (self.run.evaluation.max_new_tokens or 32))
+        )
         one = scene.run.model_copy(update={"training": scene.run.training.model_copy(update={"packing": False})})
         step = rehearse(Scene(one, self.config, self.compute, self.on_cpu, length), shapes.rows_of(n_rows, length, 0.0, one), trains=False)  # fmt: skip
         passing = sum(step.peak.values()) - step.peak["weights"] - step.peak["adapters"]
@@ -439,7 +467,10 @@ def before(run: Run) -> list[str]:
     duration = f"about {clock(method.seconds)} of training" if method.seconds is not None else f"{method.step_seconds:.2g} s a step"
     if device.type == "cpu" and needed > TIGHT * there and give_back_freed_memory():
         words += " (so freed memory is given back at once, which takes time)"
-    lines = [f"plan: {words}; {duration}; {gib(method.disk_bytes)} of disk" + ("" if known.rows_known else " (rows not looked at: as long as they may be)")]
+    lines = [
+        f"plan: {words}; {duration}; {gib(method.disk_bytes)} of disk"
+        + ("" if known.rows_known else " (rows not looked at: as long as they may be)")
+    ]
     if needed > there:
         lines.append(f"warning: that is more memory than there is; {fix}")
     if method.disk_bytes > (free := free_disk_bytes(Path(run.output).expanduser().absolute())):

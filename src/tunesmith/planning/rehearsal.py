@@ -77,13 +77,16 @@ class Scene:
 class Step:
     """Of one micro-batch: bytes by kind at the fullest moment of each phase, and the work.
 
-    n_trained   values that are trained; largest_layer: bytes of the weights of the largest layer; outside: of those in no layer
+    n_trained       values that are trained; n_trained_small: those in tensors that adamw8bit keeps float32 moments of
+    n_quantised     weights kept in few bits
+    largest_layer   bytes of the weights of the largest layer; outside: of those in no layer
     """
 
     phases: Mapping[str, Mapping[str, float]]
     work: Work
     n_trained: float
     n_trained_small: float
+    n_quantised: float
     largest_layer: float
     outside: float
     why_full_logits: str | None
@@ -134,7 +137,8 @@ def _line(first: Step, second: Step, factor: float, start: Step) -> Step:
     work = {key: further(first.work.get(key, 0), amount, start.work.get(key, 0)) for key, amount in second.work.items()}
     trained = further(first.n_trained, second.n_trained, start.n_trained)
     small = further(first.n_trained_small, second.n_trained_small, start.n_trained_small)
-    return replace(start, phases=phases, work=work, n_trained=trained, n_trained_small=small)
+    quantised = further(first.n_quantised, second.n_quantised, start.n_quantised)
+    return replace(start, phases=phases, work=work, n_trained=trained, n_trained_small=small, n_quantised=quantised)
 
 
 # --- how many layers ------------------------------------------------------------------------------------------------------
@@ -371,9 +375,11 @@ def _run(
         phases["head"]["head"] -= 4 * n_words * (n_rows - n_cached)
         work["scored", "calls"] *= n_rows / max(1, n_cached)
     inside = {id(tensor) for layer in shapes.layers for tensor in layer.parameters()}
+    layers = {m._parameters["stored_codes"]: m for m in model.modules() if isinstance(m, QuantizedWeight)}  # a shared weight once
+    n_quantised = sum(layer.n_outputs * layer.n_inputs for layer in layers.values())
     n_small = sum(p.numel() for p in trained if p.numel() < LEAST_VALUES)
     return Step(
-        phases, work, float(sum(p.numel() for p in trained)), float(n_small),
+        phases, work, float(sum(p.numel() for p in trained)), float(n_small), float(n_quantised),
         float(max((sum(t.nbytes for t in layer.parameters()) for layer in shapes.layers), default=0)),
         float(sum(t.nbytes for t in model.parameters() if id(t) not in inside)), scored.why_full_logits,
     )  # fmt: skip
@@ -398,7 +404,19 @@ def _marks(account: Account, index: int, n_layers: int, period: int) -> Callable
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "addmm_"}
 ATTENTION = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
 THIN = 64  # operations a byte below which a product waits for memory, as those of low rank do
-SLOW_PASSES = {"exp", "silu", "silu_backward", "gelu", "gelu_backward", "tanh", "_softmax", "_softmax_backward_data", "log", "sigmoid", "pow"}
+SLOW_PASSES = {
+    "exp",
+    "silu",
+    "silu_backward",
+    "gelu",
+    "gelu_backward",
+    "tanh",
+    "_softmax",
+    "_softmax_backward_data",
+    "log",
+    "sigmoid",
+    "pow",
+}
 
 
 class _Tally:

@@ -1,8 +1,8 @@
 """The micro-batches of a run, as sizes: from its rows where they are known, otherwise all as long as they may be.
 
-    batches = of_rows(step_rows, n_steps)        # a Size for each micro-batch of some steps
-    fullest(batches.sizes)                       # the few among which the one is that takes the most memory
-    batch = example_of(size)                     # tensors of that size, to rehearse with
+batches = of_rows(step_rows, n_steps)        # a Size for each micro-batch of some steps
+fullest(batches.sizes)                       # the few among which the one is that takes the most memory
+batch = example_of(size)                     # tensors of that size, to rehearse with
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,9 @@ def fullest(sizes: Sequence[Size]) -> list[Size]:
     """Those that no other equals or exceeds in every respect, of which one takes the most memory; the one with most tokens first."""
     found: list[Size] = []
     for size in sorted(set(sizes), key=lambda s: (s.computed, s.pairs, s.scored, s.later), reverse=True):
-        if not any(s.computed >= size.computed and s.pairs >= size.pairs and s.scored >= size.scored and s.later >= size.later for s in found):
+        if not any(
+            s.computed >= size.computed and s.pairs >= size.pairs and s.scored >= size.scored and s.later >= size.later for s in found
+        ):
             found.append(size)
     return found[:MOST_SIZES]
 

@@ -47,7 +47,11 @@ def _rows(plan: Plan) -> list[list[str]]:
     methods = list(plan.methods.values())
     rows = [["trained values", *(f"{m.n_trained:,}" for m in methods)]]
     rows += [[kind, *(_amount(m.memory.kinds[kind]) for m in methods)] for kind in KINDS if any(m.memory.kinds[kind] >= 1 for m in methods)]
-    others = {"validation": [m.memory.validation for m in methods], "saving": [m.memory.saving for m in methods], "measuring": [m.memory.measuring for m in methods]}
+    others = {
+        "validation": [m.memory.validation for m in methods],
+        "saving": [m.memory.saving for m in methods],
+        "measuring": [m.memory.measuring for m in methods],
+    }
     rows += [["a training step", *(_amount(m.memory.training) for m in methods)]]
     rows += [[name, *map(_amount, amounts)] for name, amounts in others.items() if any(amounts)]
     rows += [["peak", *(gib(m.memory.peak) for m in methods)]]
@@ -57,7 +61,11 @@ def _rows(plan: Plan) -> list[list[str]]:
         rows += [[f"time of {plan.n_steps:,} steps", *(clock(m.seconds) if m.seconds is not None else "" for m in methods)]]
         if plan.price_per_hour is not None:
             rows += [["cost", *(f"{plan.cost(name):,.2f}" for name in plan.methods)]]
-    return [*rows, ["a checkpoint", *(gib(m.checkpoint_bytes) for m in methods)], ["disk, all that is kept", *(gib(m.disk_bytes) for m in methods)]]
+    return [
+        *rows,
+        ["a checkpoint", *(gib(m.checkpoint_bytes) for m in methods)],
+        ["disk, all that is kept", *(gib(m.disk_bytes) for m in methods)],
+    ]
 
 
 def _amount(n_bytes: float) -> str:
