@@ -26,11 +26,11 @@ class Event:
     phase: str
 
 
-class Account(TorchDispatchMode):
+class Account(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every tensor storage within the block. run: how an operation is done; by default as it is."""
 
     def __init__(self, run: Callable[[Any, Any, Any], Any] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.phase = ""
         self.live_bytes = self.peak_bytes = 0
         self.events: list[Event] = []

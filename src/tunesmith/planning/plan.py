@@ -30,7 +30,7 @@ from tunesmith.kernels.linear_nll import CHUNK_TOKENS
 from tunesmith.model.load import A_DECODER, ACORN, first_line
 from tunesmith.planning import shapes, speed
 from tunesmith.planning.devices import Device, device_of
-from tunesmith.planning.rehearsal import KINDS, Scene, Step, Work, rehearse
+from tunesmith.planning.rehearsal import Scene, Step, Work, rehearse
 from tunesmith.preflight import renderer_of
 from tunesmith.progress import clock, counted
 from tunesmith.training.ready import DEFAULT_MAX_LENGTH, longest_example
@@ -149,7 +149,9 @@ def make(
     known = _known(run, config, "all" if has_rows else "none")
     said += known.said
     rehearsals = _Rehearsals(run, config, known, pick_dtype(run.training.dtype, pick_device()), pick_device().type == "cpu")
-    rates = _rates(run, config, rehearsals.compute) if tflops is None else speed.Speed({f"{what} {dtype}": tflops * 1e12 for what in ("products", "attention") for dtype in ("bfloat16", "float32")})  # fmt: skip
+    rates = (
+        speed.measure(rehearsals.compute, pick_device(), config.get_text_config().hidden_size) if tflops is None else speed.given(tflops)
+    )
     found: dict[str, Method] = {}
     fits: dict[str, dict[str, Fit]] = {device.name: {} for device in devices}
     for method in [run.method, *(m for m in METHODS if m != run.method)]:
@@ -335,7 +337,7 @@ class _Rehearsals:
         copy_in_16_bits = kinds["weights"] / 4 * self.compute.itemsize if scene.run.method == "full" and self.compute.itemsize < 4 else 0.0
         if self.run.data.has_test:
             measuring = self._measuring(scene, held)
-        in_file = getattr(self.config, "dtype", None) == self.compute  # otherwise it is converted, and the file let go
+        in_file = str(getattr(self.config, "dtype", "")).removeprefix("torch.") == str(self.compute).removeprefix("torch.")  # otherwise it is converted, and the file let go
         mapped = n_quantised * self.compute.itemsize if self.on_cpu and in_file else 0.0
         return Memory(kinds, validation, held + optimizer + copy_in_16_bits, measuring, mapped)
 
@@ -358,7 +360,7 @@ class _Rehearsals:
         step = rehearse(Scene(one, self.config, self.compute, self.on_cpu, length), shapes.rows_of(n_rows, length, 0.0, one), trains=False)  # fmt: skip
         passing = sum(step.peak.values()) - step.peak["weights"] - step.peak["adapters"]
         models = 2 * held / 4 * self.compute.itemsize if scene.run.method == "full" else held  # full: the base beside the tuned one
-        return models + passing + cache
+        return float(models + passing + cache)
 
     # --- devices
 
@@ -434,10 +436,6 @@ def work_of(batches: shapes.Batches, rehearsed: shapes.Size, work: Work) -> Work
     return {(part, measure): amount * factors[part] for (part, measure), amount in work.items()}
 
 
-def _rates(run: Run, config: Any, compute: torch.dtype) -> speed.Speed:
-    return speed.measure(compute, pick_device(), config.get_text_config().hidden_size, True)
-
-
 # --- before a run ---------------------------------------------------------------------------------------------------------
 
 
@@ -451,7 +449,7 @@ def before(run: Run) -> list[str]:
         known = _known(run, config, "some")
         device = pick_device()
         rehearsals = _Rehearsals(run, config, known, pick_dtype(run.training.dtype, device), device.type == "cpu")
-        method = rehearsals.method(run.method, _rates(run, config, rehearsals.compute))
+        method = rehearsals.method(run.method, speed.measure(rehearsals.compute, device, config.get_text_config().hidden_size))
     except BadInput as error:
         return [f"no plan: {error.what}"]
     there = memory_bytes(device)

@@ -14,7 +14,7 @@ through them: each of the moments at which the most can be alive (PHASES) by its
 
 import copy
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -391,7 +391,7 @@ def _marks(account: Account, index: int, n_layers: int, period: int) -> Callable
     def mark(_module: nn.Module, _inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         if isinstance(hidden, Tensor) and hidden.requires_grad:
-            hidden.register_hook(began)
+            hidden.register_hook(began)  # type: ignore[no-untyped-call]
 
     def began(_gradient: Tensor) -> None:
         account.phase = "top" if index >= n_layers - period else "bottom" if index < period else "middle"
@@ -424,7 +424,7 @@ class _Tally:
 
     def __init__(self, fake: FakeTensorMode) -> None:
         self.fake = fake
-        self.work: Counter[tuple[str, str]] = Counter()
+        self.work: dict[tuple[str, str], float] = defaultdict(float)
         self.account: Account
         self.weights: set[int] = set()
 

@@ -14,9 +14,9 @@ from tunesmith.config import Run
 from tunesmith.data.batches import LENGTH_STEP, Batch, StepRows, collate, collate_row, grouped, lengths_of
 from tunesmith.data.packing import row_of
 from tunesmith.data.template import Example
+from tunesmith.training.memory import largest_micro_batches
 
 MOST_STEPS = 200  # whose micro-batches are looked at, spread evenly over the first epoch, besides those with the largest ones
-EXAMPLES_OF_THE_LARGEST = 4096
 MOST_SIZES = 4  # that are rehearsed
 
 
@@ -44,7 +44,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Batches:
-    """sizes: of the micro-batches of `n_seen` steps; largest: of those that have the largest ones; longest: tokens of an example."""
+    """sizes: of the micro-batches of `n_seen` steps; largest: of all, those that are tried before the first step; longest: tokens of an example."""
 
     sizes: list[Size]
     n_seen: int
@@ -58,11 +58,11 @@ def of_rows(rows: StepRows, n_steps: int) -> Batches:
     looked = sorted({int(i) for i in np.linspace(0, per_epoch - 1, min(per_epoch, MOST_STEPS))})
     longest = int(lengths_of(rows.examples).max())
 
-    def of(steps: Sequence[int]) -> list[Size]:
-        return [_size(g, rows.packing, n > 0, longest) for step in steps for n, g in enumerate(rows.groups(step))]
-
-    largest = rows.largest_steps(range(n_steps), 1, EXAMPLES_OF_THE_LARGEST)
-    return Batches(of(looked), len(looked), n_steps, of(largest), longest)
+    sizes = [_size(group, rows.packing, n > 0, longest) for step in looked for n, group in enumerate(rows.groups(step))]
+    # training/memory.py tries these with gradients in place, which their own steps may not have yet
+    tried, several = largest_micro_batches(rows, range(n_steps), 1)
+    largest = [_size(group, rows.packing, several or n > 0, longest) for n, group in enumerate(tried)]
+    return Batches(sizes, len(looked), n_steps, [*sizes, *largest], longest)
 
 
 def assumed(run: Run, length: int) -> Batches:

@@ -36,7 +36,12 @@ class Speed:
         return max(rate for name, rate in self.rates.items() if name.startswith("products"))
 
 
-def measure(dtype: torch.dtype, device: torch.device, width: int, quantised: bool = False) -> Speed:
+def given(tflops: float) -> Speed:
+    """That of a machine of which only the rate of products is known."""
+    return Speed({f"{what} {dtype}": tflops * 1e12 for what in ("products", "attention") for dtype in ("bfloat16", "float32")})
+
+
+def measure(dtype: torch.dtype, device: torch.device, width: int) -> Speed:
     """width: of the model, as narrow products are slower."""
     name, width = str(dtype).removeprefix("torch."), min(max(64, width), 4096)
     x, w = torch.ones(ROWS, width, dtype=dtype, device=device), torch.ones(4 * width, width, dtype=dtype, device=device)
@@ -49,7 +54,7 @@ def measure(dtype: torch.dtype, device: torch.device, width: int, quantised: boo
     q = torch.ones(2, heads, 256, 64, dtype=dtype, device=device, requires_grad=True)
 
     def attention() -> None:
-        scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
+        scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()  # type: ignore[no-untyped-call]
 
     rates[f"attention {name}"] = 7 * 2 * heads * 256 * 256 * 64 / _time(attention, device)
     rates.setdefault("attention float32", rates[f"attention {name}"])
@@ -57,9 +62,8 @@ def measure(dtype: torch.dtype, device: torch.device, width: int, quantised: boo
     rates["slow passes"] = 2 * y.nbytes / _time(lambda: silu(y), device)
     small = torch.ones(8, device=device, requires_grad=True)  # a call that autograd takes part in, as most do
     rates["calls"] = 1 / _time(lambda: small + small, device) / CALLS
-    if quantised:
-        q4, out = quantize(w.float(), find_scheme("nf4")), torch.empty_like(w)
-        rates["de-quantised"] = w.numel() / _time(lambda: dequantize_into(q4, out), device)
+    codes, out = quantize(w[:width].float(), find_scheme("nf4", 32)), torch.empty_like(w[:width])
+    rates["de-quantised"] = out.numel() / _time(lambda: dequantize_into(codes, out), device)
     return Speed(rates)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from tunesmith.planning.plan import METHODS, PROCESS_BYTES, Fit, Method, Plan, gib
+from tunesmith.planning.plan import Fit, Plan, gib
 from tunesmith.planning.rehearsal import KINDS
 from tunesmith.progress import clock
 
@@ -34,13 +34,24 @@ def print_plan(plan: Plan) -> None:
         for name in plan.methods:
             fits.add_column(name, justify="right")
         for device, found in plan.devices.items():
-            cells = [_fit(found[name]) if name in found else Text("") for name in plan.methods]
-            fits.add_row(device, *cells)
+            fits.add_row(device, *(_fit(found[name]) if name in found else "" for name in plan.methods))
         console.print(fits)
+        for name in plan.methods:
+            console.print(_least(name, plan), highlight=False, markup=False)
         if any(fit.recomputed for found in plan.devices.values() for fit in found.values()):
-            console.print("r: with training.gradient_checkpointing only", style="dim", markup=False)
+            console.print("r: with training.gradient_checkpointing: true only", style="dim", markup=False)
         if any(" x " in device for device in plan.devices):
             console.print("several devices: with training.sharding: full, each computing such a micro-batch", style="dim", markup=False)
+
+
+def _least(method: str, plan: Plan) -> str:
+    """ "qlora fits 80 GB: 2,048 tokens x 10"."""
+    fitting = [(device, found[method]) for device, found in plan.devices.items() if method in found and found[method].rows]
+    if not fitting:
+        return f"{method} fits none of these"
+    device, fit = fitting[0]
+    again = ", with training.gradient_checkpointing" if fit.recomputed else ""
+    return f"{method} fits {device}: {fit.length:,} tokens x {fit.rows:,}{again}"
 
 
 def _rows(plan: Plan) -> list[list[str]]:
@@ -69,7 +80,7 @@ def _rows(plan: Plan) -> list[list[str]]:
 
 
 def _amount(n_bytes: float) -> str:
-    return gib(n_bytes) if n_bytes >= 1 else "–"
+    return gib(n_bytes) if n_bytes >= 2**20 else "–" if n_bytes < 1 else "< 1 MiB"
 
 
 def _fit(fit: Fit) -> str:
