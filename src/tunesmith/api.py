@@ -105,7 +105,7 @@ def plan(
     """Memory, time and disk of a run before it is started, by each method, and where it fits.
 
     config    a config, a run folder, or only a model: a folder with a config.json, or that file; no weights are needed
-    devices   "24,2x80": by gigabytes of memory, several as 2x80; by default the usual cards
+    devices   "24,2x80": by gigabytes of memory, several as 2x80; "none"; by default the usual cards
     tflops    10^12 operations a second of matrix products to reckon with, in place of this machine's own rates
     sets      as `--set` takes them: "training.max_length=2048"
     """

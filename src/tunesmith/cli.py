@@ -402,7 +402,7 @@ def _finished(folder: Any, as_json: bool) -> None:
 def plan(
     config: Annotated[str, typer.Argument(help="A config, a run folder, or only a model: a folder with a config.json, or that file.")],
     devices: Annotated[
-        str | None, typer.Option(metavar="GB,NxGB", help="Devices by their memory, as 24,2x80; by default the usual cards.")
+        str | None, typer.Option(metavar="GB,NxGB", help="Devices by their memory, as 24,2x80, or none; by default the usual cards.")
     ] = None,
     price_per_hour: Annotated[float | None, typer.Option(help="Of the machine, to say what the run costs.")] = None,
     tflops: Annotated[

@@ -39,11 +39,13 @@ def device_of(text: str) -> Device:
         raise BadInput(
             f'"{text}" is no device',
             where=f"--devices {text}",
-            fix="gigabytes of memory, as 24; several as 2x80; 16,24,2x80 for some of them",
+            fix="gigabytes of memory, as 24; several as 2x80; 16,24,2x80 for some of them; none",
         )
     return Device(float(found[2]), int(found[1] or 1))
 
 
 def devices_of(text: str | None) -> list[Device]:
-    """A list such as "16,24,2x80"; by default the common ones."""
+    """A list such as "16,24,2x80"; by default the common ones; "none": none."""
+    if text is not None and text.strip().lower() == "none":
+        return []
     return [device_of(part) for part in (text.split(",") if text is not None else COMMON)]

@@ -11,7 +11,7 @@ devices that are not here, stands in the constants below.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from tunesmith.kernels.linear_nll import CHUNK_TOKENS
 from tunesmith.model.load import A_DECODER, ACORN, first_line
 from tunesmith.planning import shapes, speed
 from tunesmith.planning.devices import Device, device_of
-from tunesmith.planning.rehearsal import Scene, Step, Work, rehearse
+from tunesmith.planning.rehearsal import Scene, Step, Work, line, rehearse
 from tunesmith.preflight import renderer_of
 from tunesmith.progress import clock, counted
 from tunesmith.training.ready import DEFAULT_MAX_LENGTH, longest_example
@@ -298,6 +298,7 @@ class _Rehearsals:
     known: _Known
     compute: torch.dtype
     on_cpu: bool
+    on_devices: dict[tuple[str, int, bool], Step] = field(default_factory=dict)  # by method, rows and whether recomputed
 
     def _scene(self, method: str, on_cpu: bool, recompute: bool | None = None, compute: torch.dtype | None = None) -> Scene:
         training = self.run.training
@@ -337,7 +338,9 @@ class _Rehearsals:
         copy_in_16_bits = kinds["weights"] / 4 * self.compute.itemsize if scene.run.method == "full" and self.compute.itemsize < 4 else 0.0
         if self.run.data.has_test:
             measuring = self._measuring(scene, held)
-        in_file = str(getattr(self.config, "dtype", "")).removeprefix("torch.") == str(self.compute).removeprefix("torch.")  # otherwise it is converted, and the file let go
+        in_file = str(getattr(self.config, "dtype", "")).removeprefix("torch.") == str(self.compute).removeprefix(
+            "torch."
+        )  # otherwise it is converted, and the file let go
         mapped = n_quantised * self.compute.itemsize if self.on_cpu and in_file else 0.0
         return Memory(kinds, validation, held + optimizer + copy_in_16_bits, measuring, mapped)
 
@@ -370,16 +373,21 @@ class _Rehearsals:
         compute = torch.bfloat16 if self.run.training.dtype == "auto" else self.compute
         wanted = self.run.training.gradient_checkpointing
         least = min(8, max(1, -(-CHUNK_TOKENS // max(1, round(self.known.scored_share * (length - 1))))))
-        lines: dict[bool, tuple[Step, Step]] = {}
+
+        def rehearsed(method: str, n: int, recompute: bool) -> Step:
+            key = (method, n, recompute)
+            if key not in self.on_devices:
+                scene = self._scene(method, False, recompute, compute)
+                size = shapes.rows_of(n, length, self.known.scored_share, scene.run)
+                # scored positions of one chunk of the head: what more of them take is added below
+                self.on_devices[key] = rehearse(scene, replace(size, scored=min(size.scored, CHUNK_TOKENS)))
+            return self.on_devices[key]
 
         def ends(recompute: bool) -> tuple[Step, Step]:
-            if recompute not in lines:
-                scene = self._scene(method, False, recompute, compute)
-                sizes = (shapes.rows_of(n, length, self.known.scored_share, scene.run) for n in (least, 2 * least))
-                # scored positions of one chunk of the head: what more of them take is added below
-                few, many = (rehearse(scene, replace(size, scored=min(size.scored, CHUNK_TOKENS))) for size in sizes)
-                lines[recompute] = few, many
-            return lines[recompute]
+            few = rehearsed(method, least, recompute)
+            if method == "qlora":  # each row adds what it adds to LoRA: only the weights differ
+                return few, line(rehearsed("lora", least, recompute), rehearsed("lora", 2 * least, recompute), 1.0, few)
+            return few, rehearsed(method, 2 * least, recompute)
 
         found = []
         for device in devices:

@@ -117,16 +117,16 @@ def _on_lines(scene: Scene, size: Size, trains: bool) -> Step:
 
     if cut.long > cut.short:
         long = _rehearse(scene, few, trains, cut.long, cut.period, known)
-        step = _line(base, long, (scene.n_layers - cut.short) / (cut.long - cut.short), step)
+        step = line(base, long, (scene.n_layers - cut.short) / (cut.long - cut.short), step)
     if size.scored > 2 * CHUNK_TOKENS:
         more = _rehearse(scene, replace(size, scored=2 * CHUNK_TOKENS), trains, cut.short, cut.period, known)
-        step = _line(base, more, (size.scored - CHUNK_TOKENS) / CHUNK_TOKENS, step)
+        step = line(base, more, (size.scored - CHUNK_TOKENS) / CHUNK_TOKENS, step)
     elif size.scored > CHUNK_TOKENS:
-        step = _line(base, _rehearse(scene, size, trains, cut.short, cut.period, known), 1.0, step)
+        step = line(base, _rehearse(scene, size, trains, cut.short, cut.period, known), 1.0, step)
     return step
 
 
-def _line(first: Step, second: Step, factor: float, start: Step) -> Step:
+def line(first: Step, second: Step, factor: float, start: Step) -> Step:
     """`start` and `factor` times what `second` has more than `first`."""
 
     def further(a: float, b: float, c: float) -> float:
