@@ -41,7 +41,7 @@ class Account(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = self._run(func, args, kwargs)
-        for tensor in tensors_in(args, kwargs.values(), result):
+        for tensor in tensors_in(args, *kwargs.values(), result):
             self.number_of(tensor)
         return result
 
@@ -101,5 +101,5 @@ def tensors_in(*values: Any) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, Iterable) and not isinstance(value, str):
+        elif isinstance(value, list | tuple):
             yield from tensors_in(*value)

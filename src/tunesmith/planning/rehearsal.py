@@ -170,7 +170,7 @@ def _repeats(key: str, config: Any) -> _Cut:
     """Where layers repeat in a model: after some that are like no others (dense ones before a mixture's), every `period` of them."""
     if key not in _found:
         with FakeTensorMode():
-            layers = _layers(_from_config(config, torch.float32))
+            layers = _layers(_from_config(copy.deepcopy(config), torch.float32))  # what is built notes its dtype in the config
         n, lists = len(layers), _lists(config.get_text_config())
         kinds = [
             (type(layer), *((name, p.shape) for name, p in layer.named_parameters()), *(str(value[i]) for value in lists.values()))
@@ -429,7 +429,7 @@ class _Tally:
         self.weights: set[int] = set()
 
     def run(self, operation: Any, args: Any, kwargs: Any) -> Any:
-        tensors = list(tensors_in(args, kwargs.values()))
+        tensors = list(tensors_in(args, *kwargs.values()))
         if not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             if tensors:
                 return operation(*args, **kwargs)
