@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tunesmith.data.batches import IGNORED, Batch, collate, collate_row, cut
-from tunesmith.data.packing import pack
+from tunesmith.data.batches import IGNORED, Batch, collated, grouped
 from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
 from tunesmith.kernels.linear_nll import linear_nll
@@ -96,9 +95,10 @@ def nll_of(
     device = next(scored.parameters()).device
     was_training = scored.training
     scored.eval()
-    cuts: list[Any] = list(pack(examples, micro_batch_tokens) if packing else cut(examples, micro_batch_tokens))
-    batches = map(collate_row if packing else collate, cuts)
-    for batch in chain(batches, (empty_batch() for _ in range(n_missing(len(cuts))))):
+    groups = grouped(examples, micro_batch_tokens, packing=packing)
+    longest = max(map(len, examples), default=0)
+    batches = (collated(group, packing, longest) for group in groups)
+    for batch in chain(batches, (empty_batch() for _ in range(n_missing(len(groups))))):
         nll = scored(batch.to(device))
         total, count = total + float(nll.sum), count + nll.count
     scored.train(was_training)

@@ -234,10 +234,7 @@ class StepRows:
 
     def collated(self, group: Sequence[Example]) -> Batch:
         """A micro-batch as tensors."""
-        if self.packing:
-            row = row_of(group)
-            return collate_row(row, _round_up(len(row)))
-        return collate(group, min(_round_up(len(group[0])), self._longest_of_all))
+        return collated(group, self.packing, self._longest_of_all)
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """`groups` as tensors."""
@@ -320,6 +317,16 @@ def padding_share(rows: StepRows, steps: Iterable[int]) -> float:
     return 1 - n_tokens / n_computed
 
 
+def collated(group: Sequence[Example], packing: bool, longest: int) -> Batch:
+    """A micro-batch as tensors, its longest example first, padded to a multiple of LENGTH_STEP; padded rows are no longer than `longest`.
+
+    Every new shape costs the CPU's matrix library a compilation, and memory that it keeps.
+    """
+    if packing:
+        row = row_of(group)
+        return collate_row(row, _round_up(len(row)))
+    return collate(group, min(_round_up(len(group[0])), longest))
+
+
 def _round_up(length: int) -> int:
-    """A multiple of LENGTH_STEP, as every new shape costs the CPU's matrix library a compilation."""
     return -(-length // LENGTH_STEP) * LENGTH_STEP

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tunesmith.data.batches import Batch, collate, cut
+from tunesmith.data.batches import Batch, collated, cut
 from tunesmith.data.template import Example
 from tunesmith.loss import Scored
 from tunesmith.model.frozen import dense_weight
@@ -38,8 +38,9 @@ def log_likelihoods(scored: Scored, examples: Sequence[Example], micro_batch_tok
     device = next(scored.parameters()).device
     was_training = scored.training
     scored.eval()
+    longest = max(map(len, examples), default=0)
     for group in cut(examples, micro_batch_tokens):
-        row_N, log_N = _of_tokens(scored, collate(group).to(device))
+        row_N, log_N = _of_tokens(scored, collated(group, False, longest).to(device))
         places = np.array([place[id(example)] for example in group])[row_N]
         np.add.at(total, places, log_N)
         np.add.at(count, places, 1)

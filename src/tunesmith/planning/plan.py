@@ -36,7 +36,10 @@ from tunesmith.progress import clock, counted
 from tunesmith.training.ready import DEFAULT_MAX_LENGTH, longest_example
 
 METHODS = ("full", "lora", "qlora")
-PROCESS_BYTES = 64 << 20  # that a process grows by besides tensors: code of libraries, tokenizer, rows, compiled products (docs/plan.md)
+PROCESS_BYTES = 56 << 20  # that a process grows by besides tensors: code of libraries, tokenizer, rows (docs/plan.md)
+PRODUCT_BYTES = 600 << 10  # of a compiled bfloat16 product on a CPU: oneDNN keeps one for each shape it meets ...
+TRIALS, PACKING_TRIALS = 0.6, 1.8  # on a few tokens before the first step, in the products of a micro-batch
+MOST_PRODUCTS = 1024  # ... and this many (ONEDNN_PRIMITIVE_CACHE_CAPACITY)
 FAR_BEYOND = 1.5  # times the memory there is: refused before the model is loaded
 TIGHT = 0.4  # of a machine's memory: from there on freed memory is given back at once, for gaps in it can take as much again (docs/plan.md)
 SAMPLE = 512  # examples whose lengths `before` looks at
@@ -49,6 +52,7 @@ class Memory:
 
     validation   between two steps; saving: when the result is written; measuring: when base and tuned model answer the test rows
     mapped       of the model's file, which stays mapped for what is not quantised: the system can drop it at any time, so it is in no sum
+    process      that the process grows by besides tensors, on a CPU: in no sum, an estimate
     """
 
     kinds: Mapping[str, float]
@@ -56,6 +60,7 @@ class Memory:
     saving: float
     measuring: float
     mapped: float
+    process: float
 
     @property
     def training(self) -> float:
@@ -216,7 +221,7 @@ class _Known:
     """Of the data: what is known, or assumed."""
 
     batches: shapes.Batches
-    validation: shapes.Size | None
+    validation: list[shapes.Size]  # of its micro-batches, the largest first
     scored_share: float
     rows_known: bool
     n_examples: int | None
@@ -243,11 +248,8 @@ def _known(run: Run, config: Any, look_at: Literal["all", "some", "none"]) -> _K
         else f"{DEFAULT_MAX_LENGTH} tokens, or what the model was made for"
     )
     said = [f"rows are not looked at: {why}; every example is taken to have {max_length:,} tokens ({reason}), all trained"]
-    validation = (
-        shapes.rows_of(max(1, run.training.micro_batch_tokens // max_length), max_length, 1.0, run)
-        if run.data.validation is not None
-        else None
-    )
+    several = max(1, run.training.micro_batch_tokens // max_length)
+    validation = [shapes.rows_of(several, max_length, 1.0, run)] if run.data.validation is not None else []
     return _Known(batches, validation, 1.0, False, None, None, said)
 
 
@@ -282,8 +284,8 @@ def _of_rows(run: Run, train: Sequence[Example], validation: Sequence[Example], 
     said = [
         f"{counted(n_examples, 'example')}, {more or f'{n_tokens:,} tokens an epoch'}, the longest {batches.longest:,}; {scored / lengths:.0%} of them trained"
     ]
-    size = shapes.of_validation(run, validation) if len(validation) else None
-    return _Known(replace(batches, n_steps=steps), size, scored / lengths, True, n_examples, n_tokens, said)
+    of_validation = shapes.of_validation(run, validation) if len(validation) else []
+    return _Known(replace(batches, n_steps=steps), of_validation, scored / lengths, True, n_examples, n_tokens, said)
 
 
 # --- a method -------------------------------------------------------------------------------------------------------------
@@ -322,19 +324,22 @@ class _Rehearsals:
             {**work, ("fixed", "update"): update}, speed.Speed({**rates.rates, "update": rates.rates.get("passes", math.inf)})
         )
         checkpoint = 4 * n_trained + optimizer
-        n_kept = self.run.training.keep_checkpoints + 1 + (self.known.validation is not None)
+        n_kept = self.run.training.keep_checkpoints + 1 + bool(self.known.validation)
         result = 4 * n_trained if method != "full" else kinds["weights"] / 4 * self.compute.itemsize
         known_steps = batches.n_steps if self.known.rows_known or self.run.training.steps else None
         return Method(
-            self._memory(scene, kinds, optimizer, fullest.n_quantised), n_trained, flops, seconds, None if known_steps is None else known_steps * seconds,
-            round(checkpoint), round(checkpoint * n_kept + result),
+            self._memory(scene, kinds, optimizer, fullest.n_quantised, fullest.products), n_trained, flops, seconds,
+            None if known_steps is None else known_steps * seconds, round(checkpoint), round(checkpoint * n_kept + result),
         )  # fmt: skip
 
-    def _memory(self, scene: Scene, kinds: Mapping[str, float], optimizer: float, n_quantised: float) -> Memory:
+    def _memory(self, scene: Scene, kinds: Mapping[str, float], optimizer: float, n_quantised: float, products: int) -> Memory:
         held = kinds["weights"] + kinds["adapters"]
         validation = measuring = 0.0
-        if self.known.validation is not None:
-            validation = sum(rehearse(scene, self.known.validation, trains=False).peak.values()) + optimizer
+        n_products = products * (_n_distinct(self.known.batches.sizes) + TRIALS + PACKING_TRIALS * self.run.training.packing)
+        if self.known.validation:
+            step = rehearse(scene, self.known.validation[0], trains=False)
+            validation = sum(step.peak.values()) + optimizer
+            n_products += step.products * _n_distinct(self.known.validation)
         copy_in_16_bits = kinds["weights"] / 4 * self.compute.itemsize if scene.run.method == "full" and self.compute.itemsize < 4 else 0.0
         if self.run.data.has_test:
             measuring = self._measuring(scene, held)
@@ -342,7 +347,8 @@ class _Rehearsals:
             "torch."
         )  # otherwise it is converted, and the file let go
         mapped = n_quantised * self.compute.itemsize if self.on_cpu and in_file else 0.0
-        return Memory(kinds, validation, held + optimizer + copy_in_16_bits, measuring, mapped)
+        process = PROCESS_BYTES + PRODUCT_BYTES * min(MOST_PRODUCTS, n_products) if self.on_cpu else 0.0
+        return Memory(kinds, validation, held + optimizer + copy_in_16_bits, measuring, mapped, process)
 
     def _measuring(self, scene: Scene, held: float) -> float:
         """Models as they are loaded for it, prompts of one batch and their cache; an estimate, as what is answered is not known."""
@@ -422,6 +428,11 @@ class _Rehearsals:
         return total - shared + shared / device.count + gathered
 
 
+def _n_distinct(sizes: Sequence[shapes.Size]) -> int:
+    """Sizes whose products differ."""
+    return len({size.lengths if size.packed else (size.computed, len(size.lengths)) for size in sizes})
+
+
 MOST_TOKENS = 1 << 20  # of a micro-batch: more than that nobody wants
 
 
@@ -461,7 +472,7 @@ def before(run: Run) -> list[str]:
     except BadInput as error:
         return [f"no plan: {error.what}"]
     there = memory_bytes(device)
-    needed = method.memory.peak + (PROCESS_BYTES + resident_bytes() if device.type == "cpu" else 0)
+    needed = method.memory.peak + (method.memory.process + resident_bytes() if device.type == "cpu" else 0)
     where = "this machine has" if device.type == "cpu" else f"{device} has"
     words = f"about {gib(needed)} of memory at its peak, of {gib(there)} that {where}"
     fix = ", ".join(remedies(run, known.batches))

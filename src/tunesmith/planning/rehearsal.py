@@ -77,6 +77,7 @@ class Scene:
 class Step:
     """Of one micro-batch: bytes by kind at the fullest moment of each phase, and the work.
 
+    products        kinds of matrix products that a library would compile for these sizes (bfloat16 on a CPU)
     n_trained       values that are trained; n_trained_small: those in tensors that adamw8bit keeps float32 moments of
     n_quantised     weights kept in few bits
     largest_layer   bytes of the weights of the largest layer; outside: of those in no layer
@@ -84,6 +85,7 @@ class Step:
 
     phases: Mapping[str, Mapping[str, float]]
     work: Work
+    products: int
     n_trained: float
     n_trained_small: float
     n_quantised: float
@@ -346,6 +348,7 @@ def _run(
     with account:
         scored = Scored(model, scene.compute, ask=why)
     tally.work.clear()
+    tally.products.clear()
     hooks = [model.base_model.register_forward_hook(lambda *_: setattr(account, "phase", "head"))]
     hooks += [layer.register_forward_hook(_marks(account, i, len(shapes.layers), period)) for i, layer in enumerate(shapes.layers)]
     with account, torch.set_grad_enabled(trains):
@@ -379,7 +382,7 @@ def _run(
     n_quantised = sum(layer.n_outputs * layer.n_inputs for layer in layers.values())
     n_small = sum(p.numel() for p in trained if p.numel() < LEAST_VALUES)
     return Step(
-        phases, work, float(sum(p.numel() for p in trained)), float(n_small), float(n_quantised),
+        phases, work, len(tally.products), float(sum(p.numel() for p in trained)), float(n_small), float(n_quantised),
         float(max((sum(t.nbytes for t in layer.parameters()) for layer in shapes.layers), default=0)),
         float(sum(t.nbytes for t in model.parameters() if id(t) not in inside)), scored.why_full_logits,
     )  # fmt: skip
@@ -427,6 +430,7 @@ class _Tally:
         self.work: dict[tuple[str, str], float] = defaultdict(float)
         self.account: Account
         self.weights: set[int] = set()
+        self.products: set[tuple[object, ...]] = set()
 
     def run(self, operation: Any, args: Any, kwargs: Any) -> Any:
         tensors = list(tensors_in(args, *kwargs.values()))
@@ -471,6 +475,8 @@ class _Tally:
             measure = f"{'attention' if in_attention else 'products'} {dtype}"
             part = "pairs" if in_attention or name == "bmm" else part
             self.work[part, measure] += flops
+            if dtype == "bfloat16" and not in_attention:
+                self.products.add(tuple((tuple(t.shape), t.stride()) for t in tensors))
             if flops < THIN * n_bytes:
                 self.work[part, "passes"] += n_bytes
             held = {tensor.untyped_storage()._cdata for tensor in buffers() if isinstance(tensor, FakeTensor)}

@@ -74,13 +74,13 @@ def assumed(run: Run, length: int) -> Batches:
     return Batches(sizes, 1, training.steps or 1, sizes, length)
 
 
-def of_validation(run: Run, examples: Sequence[Example]) -> Size:
-    """The largest micro-batch of validation."""
+def of_validation(run: Run, examples: Sequence[Example]) -> list[Size]:
+    """The micro-batches of validation, the largest first."""
     training = run.training
     groups = grouped(examples, training.micro_batch_tokens, None, training.packing)
-    # validation pads to the longest of a batch, not to a multiple
-    sizes = [_size(group, training.packing, False, max(map(len, group)), step=1) for group in groups]
-    return max(sizes, key=lambda size: (size.computed, size.pairs))
+    longest = max(map(len, examples))
+    sizes = [_size(group, training.packing, False, longest) for group in groups]
+    return sorted(sizes, key=lambda size: (size.computed, size.pairs), reverse=True)
 
 
 def rows_of(n: int, length: int, scored_share: float, run: Run) -> Size:
@@ -116,11 +116,11 @@ def _example(length: int, n_trained: int) -> Example:
     return Example(np.zeros(length, dtype=np.int32), trained, "")
 
 
-def _size(group: Sequence[Example], packed: bool, later: bool, longest: int, step: int = LENGTH_STEP) -> Size:
-    """Padded as StepRows pads."""
+def _size(group: Sequence[Example], packed: bool, later: bool, longest: int) -> Size:
+    """Padded as `collated` pads."""
     lengths = tuple(map(len, group))
     if packed:
-        computed = -(-sum(lengths) // step) * step
+        computed = -(-sum(lengths) // LENGTH_STEP) * LENGTH_STEP
     else:
-        computed = min(-(-max(lengths) // step) * step, longest) * len(lengths)
+        computed = min(-(-max(lengths) // LENGTH_STEP) * LENGTH_STEP, longest) * len(lengths)
     return Size(lengths, computed, packed, sum(int(example.trained[1:].sum()) for example in group), later)
