@@ -155,15 +155,23 @@ def check(place: str | Path, *, sets: Sequence[str] = (), **settings: Any) -> Re
 
 
 def resume(path: str | Path) -> RunFolder:
-    """Continue a run that was stopped, then measure and report."""
+    """Continue a run that was stopped, then measure and report.
+
+    Of a run that is done nothing is left to do, and that is no error: whoever starts jobs anew cannot know that one ended as it was killed.
+    """
     folder = RunFolder.open(path)
     distributed.start(folder.run().training.heartbeat_seconds)
     with distributed.ending_together():
-        if distributed.from_first(lambda: folder.status().get("state")) == "trained":  # stopped while it was being measured
-            for line in resuming.config_changes(folder, folder.run(), resuming.newest(folder)[0]):
-                say(line)
+        state = distributed.from_first(lambda: folder.status().get("state"))
+        if state not in ("trained", "done"):
+            return _complete(folder, lambda: loop.resume(folder))
+        for line in resuming.config_changes(folder, folder.run(), resuming.newest(folder)[0]):
+            say(line)
+        if state == "trained":  # stopped while it was being measured
             return _complete(folder, lambda: folder)
-        return _complete(folder, lambda: loop.resume(folder))
+        more = f"model: {folder.model}" if folder.run().method == "full" else f"lora.continue_from: {folder.path}"
+        say(f"this run is done, and nothing is left to do; to train further: a new run with {more}")
+        return folder
 
 
 def _complete(folder: RunFolder, work: Callable[[], RunFolder]) -> RunFolder:

@@ -220,9 +220,11 @@ def test_an_output_that_holds_something_is_refused_and_left_as_it_was(train: Tra
     assert tree(Path("mine")) == {"letter.txt": b"dear"}
 
 
-def test_only_an_unfinished_run_can_be_resumed(trained, tiny):
+def test_a_run_that_is_done_is_left_as_it_is_and_other_folders_are_refused(trained, tiny):
     before = tree(trained)
-    refused(run_here("resume", trained), "this run is done", str(trained), "tunesmith eval")
+    again = run_here("resume", trained)  # as a scheduler does, which cannot know that it ended
+    assert again.code == 0, again
+    assert "this run is done, and nothing is left to do" in again.out + again.err
     assert tree(trained) == before
     refused(run_here("resume", tiny), "not a run folder", tiny)
     refused(run_here("resume", trained.with_name("colour")), "not a run folder", "colour", f'did you mean "{trained}"')

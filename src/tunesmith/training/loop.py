@@ -48,9 +48,6 @@ def resume(folder: RunFolder) -> RunFolder:
     """Continue a run from its newest valid checkpoint; the result is bit-equal to the run that never stopped."""
     run = folder.run().model_copy(update={"output": str(folder.path)})  # the folder may have been moved
     distributed.start(run.training.heartbeat_seconds)
-    if folder.status().get("state") == "done":
-        more = f"model: {folder.model}" if run.method == "full" else f"lora.continue_from: {folder.path}"
-        raise BadInput("this run is done", where=str(folder.path), fix=f"tunesmith eval {folder.path}, or a new run with {more}")
     return _train(folder, run, again=True)
 
 
