@@ -51,9 +51,14 @@ def test_without_rows_every_example_is_as_long_as_it_may_be():
 
 def test_validation_is_cut_by_tokens_alone():
     run = run_of(micro_batch_size=1, micro_batch_tokens=256)
-    size = of_validation(run, examples([50, 40, 60, 20]))
+    [size] = of_validation(run, examples([50, 40, 60, 20]))
     assert size.lengths == (60, 50, 40, 20)
-    assert size.computed == 4 * 60
+    assert size.computed == 4 * 60  # no longer than the longest
+
+
+def test_validation_comes_in_micro_batches_the_largest_first():
+    run = run_of(micro_batch_tokens=256)
+    assert [(size.lengths, size.computed) for size in of_validation(run, examples([100, 40, 90, 20, 10]))] == [((100, 90), 200), ((40, 20, 10), 192)]
 
 
 def test_only_sizes_that_no_other_exceeds_in_every_respect_are_tried():
