@@ -7,7 +7,7 @@ The library is an optional extension (pyproject.toml): built at installation whe
 It knows nothing of Python or torch, so it fits every version of both. It is loaded after torch, and so shares torch's OpenMP threads.
 
     pip install -e . --no-deps --no-build-isolation            # builds it again after a change of a .c file
-    TUNESMITH_KERNELS=torch                                    # or c, c-avx2, c-scalar: forces a path, for tests and comparisons
+    TUNESMITH_KERNELS=reference                                    # or c, c-avx2, c-scalar: forces a path, for tests and comparisons
 """
 
 import ctypes
@@ -60,19 +60,19 @@ def library_file() -> Path | None:
 
 @cache
 def _choose(wanted: str) -> Compiled | None:
-    if wanted not in ("", "torch", "c", *FORCED):
-        raise BadInput(f'there are no kernels "{wanted}"', where=VARIABLE, fix=f"one of torch, c, {', '.join(FORCED)}, or nothing")
-    if wanted == "torch":
+    if wanted not in ("", "reference", "c", *FORCED):
+        raise BadInput(f'there are no kernels "{wanted}"', where=VARIABLE, fix=f"one of reference, c, {', '.join(FORCED)}, or nothing")
+    if wanted == "reference":
         return None
     library = _load()
     if isinstance(library, str):
         if wanted:
-            raise BadInput(f"the compiled kernels cannot be used: {library}", where=f"{VARIABLE}={wanted}", fix="torch, or nothing")
+            raise BadInput(f"the compiled kernels cannot be used: {library}", where=f"{VARIABLE}={wanted}", fix="reference, or nothing")
         return None
     best = int(library.tunesmith_best_path())
     path = FORCED.get(wanted, best)
     if path > best:
-        raise BadInput(f"this processor has no {PATHS[path]}", where=f"{VARIABLE}={wanted}", fix="c-scalar, c or torch, or nothing")
+        raise BadInput(f"this processor has no {PATHS[path]}", where=f"{VARIABLE}={wanted}", fix="c-scalar, c or reference, or nothing")
     return Compiled(library, path, path == 2 and bool(library.tunesmith_has_amx()))
 
 

@@ -79,7 +79,11 @@ INTO_CALLER Floats exp_of(Floats x) {
     return p * (Floats)power;
 }
 
-INTO_CALLER Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp_of(-x)); }
+/* Below -87 zero, so that x sigmoid(x) is small for the most negative x, too. */
+INTO_CALLER Floats sigmoid(Floats x) {
+    Floats s = 1.0f / (1.0f + exp_of(-x));
+    return (Floats)((Words)s & ~(Words)(x < -87.0f));
+}
 
 /* --- RMSNorm ------------------------------------------------------------------------------------------------------------------- */
 

@@ -15,7 +15,7 @@ Children keep their names, so files, optimizer state and sharding see the same t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -413,53 +413,59 @@ def _agrees(model: Any, layer: nn.Module, form: Form) -> bool:
     """Whether the layer as it is and as it would be give the same answer and gradient, to the noise of bfloat16, on a few tokens."""
     if any(isinstance(parameter, FakeTensor) for parameter in layer.parameters()):
         return True  # a rehearsal (planning/): there are no numbers to compare
+    was_training, before = model.training, model.config.get_text_config()._attn_implementation
+    model.eval()
+    if before != "sdpa":
+        model.set_attn_implementation("sdpa")  # of which the mask is None
+    try:
+        named = _reaches(model, layer)
+        return named is not None and _same(layer.forward, Fused(layer, form), **named)
+    finally:
+        model.train(was_training)
+        if before != "sdpa":
+            model.set_attn_implementation(before)
+
+
+def _reaches(model: Any, layer: nn.Module) -> dict[str, Any] | None:
+    """What a layer is called with for a row of a few ids; None where it is not by name."""
     seen: dict[str, Any] = {}
 
     def catch(_layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen.update(named, hidden_states=arguments[0] if arguments else named["hidden_states"], more=arguments[1:])
+        seen.update(named, arguments=arguments)
         raise _Reached
 
-    table, was_training, before = model.get_input_embeddings(), model.training, model.config.get_text_config()._attn_implementation
+    table = model.get_input_embeddings()
     ids = ((3 + 5 * torch.arange(TRIED_TOKENS, device=table.weight.device)) % table.weight.shape[0])[None]
     hook = layer.register_forward_pre_hook(catch, with_kwargs=True)
     try:
-        model.eval()
-        if before == "eager":
-            model.set_attn_implementation("sdpa")  # of which the mask is None
         with torch.no_grad():
             model.base_model(input_ids=ids, use_cache=False)
     except _Reached:
         pass
-    except (ValueError, RuntimeError, TypeError):
-        return False
     finally:
         hook.remove()
-        model.train(was_training)
-        if before == "eager":
-            model.set_attn_implementation(before)
-    if not seen or seen.pop("more"):
+    if len(seen.get("arguments", ())) != 1:
+        return None
+    [seen["hidden_states"]] = seen.pop("arguments")
+    return seen
+
+
+def _same(own: Callable[..., Any], fused: Fused, hidden_states: Tensor, **named: Any) -> bool:
+    x = hidden_states
+    x = (x + float(x.float().std()) * torch.linspace(-1, 1, x.numel(), device=x.device).view(x.shape)).to(x.dtype)
+    if fused.parts(x) is None or fused.tokens(x, **named) is None:
         return False
-    x = seen.pop("hidden_states")
-    spread = float(x.float().std())
-    x = (x + spread * torch.linspace(-1, 1, x.numel(), device=x.device).view(x.shape)).to(x.dtype)
     upstream = torch.linspace(-1, 2, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
     answers = []
-    fused = Fused(layer, form)
-    if fused.parts(x) is None or fused.tokens(x, **seen) is None:
-        return False
-    layer.eval()
-    try:
-        for way in (fused.own, fused):
-            leaf = x.detach().requires_grad_()
-            with torch.enable_grad():
-                y = way(leaf, **seen)
-            if not isinstance(y, Tensor):
-                return False
-            [dx] = torch.autograd.grad(y, leaf, upstream)
-            answers.append(((y - x).detach(), dx - upstream))  # without what is carried along, in which a difference would drown
-    finally:
-        layer.train(was_training)
-    return all(_off(b, a) < AGREEMENT for a, b in zip(*answers, strict=True))
+    for way in (own, fused):
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = way(leaf, **named)
+        if not isinstance(y, Tensor):
+            return False
+        [dx] = torch.autograd.grad(y, leaf, upstream)
+        answers.append(((y - x).detach(), dx - upstream))  # without what is carried along, in which a difference would drown
+    return all(_off(found, expected) < AGREEMENT for expected, found in zip(*answers, strict=True))
 
 
 def _off(found: Tensor, expected: Tensor) -> float:
