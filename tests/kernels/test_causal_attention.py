@@ -7,7 +7,10 @@ import torch
 
 from tunesmith.kernels import native
 from tunesmith.kernels.causal_attention import (
-    causal_attention, causal_attention_backward, causal_attention_backward_reference, causal_attention_reference,
+    causal_attention,
+    causal_attention_backward,
+    causal_attention_backward_reference,
+    causal_attention_reference,
 )  # fmt: skip
 
 needs_amx = pytest.mark.skipif(native.compiled() is None or not native.compiled().has_amx, reason="a CPU without AMX")
@@ -59,7 +62,9 @@ def test_documents_do_not_see_each_other():
     again, _ = causal_attention(*changed, starts, 0.2)
     assert torch.equal(out[40:], again[40:])
     gradients = causal_attention_backward(d_out, query, key, value, out, lse, starts, 0.2)
-    alone = causal_attention_backward(d_out[40:], query[40:], key[40:], value[40:], out[40:], lse[:, 40:].contiguous(), starts[1:] - 40, 0.2)
+    alone = causal_attention_backward(
+        d_out[40:], query[40:], key[40:], value[40:], out[40:], lse[:, 40:].contiguous(), starts[1:] - 40, 0.2
+    )
     for both, one in zip(gradients, alone, strict=True):
         assert torch.equal(both[40:], one)
 
@@ -82,6 +87,8 @@ def test_the_reference_is_torchs_own_attention():
     query, key, value, _, starts = (x.float() if x.is_floating_point() else x for x in problem([30], 4, 2, 16))
     out, lse = causal_attention_reference(query, key, value, starts, 0.3, None)
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-    torch.testing.assert_close(out.transpose(0, 1)[None], torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True))
+    torch.testing.assert_close(
+        out.transpose(0, 1)[None], torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+    )
     first = (query[0, 0] @ key[0, 0]) * 0.3
     torch.testing.assert_close(lse[0, 0], first)

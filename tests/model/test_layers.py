@@ -1,6 +1,7 @@
 """Fused layers against the family's own: in bfloat16 no further from float32 than those, in loss and every gradient."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,9 @@ pytestmark = pytest.mark.skipif(native.compiled() is None or not native.compiled
 def gemma():
     """Norms that add 1 to their weights, tanh-GELU, embeddings times the root of the width."""
     shape = CONFIGS["llama"]().to_dict()
-    return transformers.GemmaConfig(**{key: value for key, value in shape.items() if key in transformers.GemmaConfig().to_dict() and key != "model_type"})
+    return transformers.GemmaConfig(
+        **{key: value for key, value in shape.items() if key in transformers.GemmaConfig().to_dict() and key != "model_type"}
+    )
 
 
 FUSED = {"llama": CONFIGS["llama"], "qwen2": CONFIGS["qwen2"], "qwen3": CONFIGS["qwen3"], "gemma": gemma}
@@ -117,7 +120,7 @@ def test_other_families_keep_their_own_forward(family):
 def test_a_layer_that_computes_something_else_is_not_fused(wrong, monkeypatch):
     """The trial itself: a description that does not fit is noticed."""
     model, described = adapted(FUSED["llama"]()), layers.form_of
-    monkeypatch.setattr(layers, "form_of", lambda layer: layers.replace(described(layer), **wrong))
+    monkeypatch.setattr(layers, "form_of", lambda layer: replace(described(layer), **wrong))
     fuse_layers(model)
     assert fused_forms(model) == {}
 
@@ -127,7 +130,9 @@ def test_an_attention_without_positions_is_not_fused():
     model = adapted(FUSED["llama"]())
     for layer in model.model.layers:
         own = layer.forward
-        layer.forward = lambda x, own=own, **named: own(x, **{**named, "position_embeddings": tuple(t * 0 + 1 - i for i, t in enumerate(named["position_embeddings"]))})
+        layer.forward = lambda x, position_embeddings, own=own, **named: own(
+            x, position_embeddings=(torch.ones_like(position_embeddings[0]), torch.zeros_like(position_embeddings[1])), **named
+        )
     fuse_layers(model)
     assert fused_forms(model) == {}
 

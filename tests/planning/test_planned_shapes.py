@@ -58,7 +58,10 @@ def test_validation_is_cut_by_tokens_alone():
 
 def test_validation_comes_in_micro_batches_the_largest_first():
     run = run_of(micro_batch_tokens=256)
-    assert [(size.lengths, size.computed) for size in of_validation(run, examples([100, 40, 90, 20, 10]))] == [((100, 90), 200), ((40, 20, 10), 192)]
+    assert [(size.lengths, size.computed) for size in of_validation(run, examples([100, 40, 90, 20, 10]))] == [
+        ((100, 90), 200),
+        ((40, 20, 10), 192),
+    ]
 
 
 def test_only_sizes_that_no_other_exceeds_in_every_respect_are_tried():

@@ -15,7 +15,7 @@ Children keep their names, so files, optimizer state and sharding see the same t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
