@@ -35,6 +35,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/optimizer.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/scale.py
 
 # 200 kills at random times, 5 at every named instant, the same of transformers beside it: the last line counts what was lost.
 torture: $(READY)

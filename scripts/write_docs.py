@@ -102,6 +102,11 @@ def measured() -> str:
         lines.append(
             f"| {row['workload']} | {row['opponent']} | {row['ours_seconds']:.2f} s | {row['theirs_seconds']:.2f} s | {ratio} | {memory} |"
         )
+    lines += ["", "| killed by SIGKILL | of | kills | lost | unresumable | bit-identical |", "|---|---|---:|---:|---:|---:|"]
+    for row in sorted(results("torture.json")["rows"], key=lambda row: (row["opponent"] != "tunesmith", row["workload"])):
+        lines.append(
+            f"| {row['workload']} | {row['opponent']} | {row['kills']} | {row['lost']} | {row['unresumable']} | {row['bit_identical']} |"
+        )
     machine = jobs.get("machine") or speed.get("machine") or {}
     if machine:
         lines += [
