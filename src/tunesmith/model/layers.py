@@ -295,8 +295,12 @@ class Fused:
             starts = torch.arange(0, x.shape[0] * x.shape[1] + 1, x.shape[1], dtype=torch.int32)
         else:
             return None
-        cos_MR, sin_MR = (table.expand(x.shape[0], -1, -1).flatten(0, 1) for table in position_embeddings)
-        return Tokens(cos_MR, sin_MR, starts)
+        cos_BTR: Any = position_embeddings[0]
+        if not hasattr(cos_BTR, "_tunesmith_tokens"):  # all layers of a forward pass get the same tables, and keep one copy
+            cos_MR, sin_MR = (table.expand(x.shape[0], -1, -1).flatten(0, 1) for table in position_embeddings)
+            cos_BTR._tunesmith_tokens = Tokens(cos_MR, sin_MR, starts)
+        tokens: Tokens = cos_BTR._tunesmith_tokens
+        return tokens
 
 
 def is_fast(head_width: int) -> bool:
