@@ -11,6 +11,9 @@ the same files, start from the same A (B is zero), see the same tokens, and are 
 QLoRA the base is NF4 in blocks of 64 with double quantisation on both sides.
 
 Opponents
+    trl-default     TRL's SFTTrainer with LoRA as it comes: float32 base under autocast, gradient checkpointing; ours as it comes, without.
+                    In an environment of its own, made by benchmarks/peers.py
+    trl-bnb         the same on a base of bitsandbytes' four bits
     hf-peft         transformers + PEFT as they come
     hf-peft-tuned   the same with what a careful user could add: our allocator settings, and the fastest of a few thread counts
                     with and without autocast (tried in a process of its own before)
@@ -34,8 +37,10 @@ from typing import Any
 import numpy as np
 
 import _harness as harness
+import peers
 
 OPPONENTS = {
+    "trl-default": "step-135m-lora", "trl-bnb": "step-135m-qlora",
     "hf-peft": "step-135m-lora", "hf-peft-tuned": "step-135m-lora",
     "hf-bnb": "step-135m-qlora", "hf-bnb-tuned": "step-135m-qlora", "own-lora": "step-135m-qlora",
 }  # fmt: skip
@@ -105,7 +110,7 @@ def write_model(folder: Path, shape: Shape) -> None:
                 last_of_block = name.endswith(("o_proj.weight", "down_proj.weight"))
                 weight.copy_(noise / math.sqrt(weight.shape[1] * (2 * shape.layers if last_of_block else 1)))
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")), unk_token="?").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")), unk_token="?", pad_token="?", eos_token="?").save_pretrained(folder)
 
 
 def ids_of_step(shape: Shape, step: int) -> np.ndarray:
@@ -237,12 +242,74 @@ def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harnes
     return {"threads": torch.get_num_threads()}, answer
 
 
+def trl(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.Reply, Answer]:
+    """TRL's SFTTrainer as it comes (a float32 base under bfloat16 autocast, gradient checkpointing), a step of it at each command.
+
+    The trainer runs in a thread of its own and waits before each step, so that what is timed is its own loop, from fetching the rows to the
+    update. Its first step reads A from the file; its schedule is constant, as ours is.
+    """
+    import queue
+    import threading
+
+    import torch
+    import transformers
+    from datasets import Dataset
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+    from trl import SFTConfig, SFTTrainer
+
+    transformers.utils.logging.disable_progress_bar()
+    commands: queue.Queue[harness.Command] = queue.Queue()
+    replies: queue.Queue[harness.Reply] = queue.Queue()
+    steps = settings["steps"]
+    seen: dict[str, float] = {}
+
+    class InTurns(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            commands.get()
+            seen["begun"] = time.perf_counter()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:  # after the update
+                replies.put(reply(time.perf_counter() - seen["begun"], float(logs["loss"]), float(logs["grad_norm"])))
+
+    quantised = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    rows = [{"input_ids": ids.tolist()} for n in range(steps) for ids in ids_of_step(shape, n)]
+    trainer = SFTTrainer(
+        model=str(folder),
+        args=SFTConfig(
+            output_dir=str(folder / "trl"), per_device_train_batch_size=shape.rows, max_steps=steps, learning_rate=RATE, lr_scheduler_type="constant",
+            max_grad_norm=MAX_GRAD_NORM, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, shuffle_dataset=False,
+            train_sampling_strategy="sequential", model_init_kwargs={"quantization_config": quantised} if shape.method == "qlora" else None,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+        callbacks=[InTurns()],
+    )  # fmt: skip
+    trained = {name.replace(".default.", "."): p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    start = load_file(folder / "start.safetensors")
+    if trained.keys() != start.keys():
+        raise SystemExit(f"the two sides adapt different layers: {sorted(trained.keys() ^ start.keys())[:4]}")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(start[name])
+    threading.Thread(target=trainer.train, daemon=True).start()
+
+    def answer(command: harness.Command) -> harness.Reply:
+        commands.put(command)
+        return replies.get()
+
+    return {"threads": torch.get_num_threads()}, answer
+
+
 # --- the comparison -----------------------------------------------------------------------------------------------------
 
 
 def start(side: str, folder: Path, shape: Shape, settings: dict[str, Any]) -> harness.Worker:
-    script = str(Path(__file__).resolve())
-    return harness.Worker(side, [sys.executable, script, "worker", side, str(folder), shape.workload, json.dumps(settings)])
+    script, python = str(Path(__file__).resolve()), str(peers.python("trl")) if side == "trl" else sys.executable
+    return harness.Worker(side, [python, script, "worker", side, str(folder), shape.workload, json.dumps(settings)])
 
 
 def tuned_settings(folder: Path, shape: Shape) -> dict[str, Any]:
@@ -262,8 +329,9 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
     pairs: list[dict[str, harness.Reply]] = []
     with start("ours", folder, shape, {"checkpointing": opponent == "hf-bnb"}) as our_side:  # first: it writes the A that both start from
         settings = tuned_settings(folder, shape) if opponent.endswith("-tuned") else {"prepared": True} if opponent == "hf-bnb" else {}
-        settings |= {"method": "lora"} if opponent == "own-lora" else {}
-        with start("ours" if opponent == "own-lora" else "theirs", folder, shape, settings) as their_side:
+        settings |= {"method": "lora"} if opponent == "own-lora" else {"steps": n_steps} if opponent.startswith("trl") else {}
+        their_name = {"own-lora": "ours", "trl-default": "trl", "trl-bnb": "trl"}.get(opponent, "theirs")
+        with start(their_name, folder, shape, settings) as their_side:
             commands = [{"step": n} for n in range(n_steps)]
             for n, pair in enumerate(harness.alternate({"ours": our_side, "theirs": their_side}, commands)):
                 mine, other = pair["ours"], pair["theirs"]
@@ -327,6 +395,6 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         _, _, side, folder, workload, settings = sys.argv
-        harness.serve(lambda: {"ours": ours, "theirs": theirs}[side](Path(folder), SHAPES[workload], json.loads(settings)))
+        harness.serve(lambda: {"ours": ours, "theirs": theirs, "trl": trl}[side](Path(folder), SHAPES[workload], json.loads(settings)))
     else:
         main()

@@ -44,7 +44,7 @@ def same(found, expected):
     return torch.equal(found.isnan(), expected.isnan()) and torch.equal(one.view(integers), two.view(integers))
 
 
-@pytest.fixture(params=["torch", "c-scalar", "c-avx2", "c"])
+@pytest.fixture(params=["reference", "c-scalar", "c-avx2", "c"])
 def path(request, monkeypatch):
     monkeypatch.setenv(native.VARIABLE, request.param)
     try:
@@ -193,7 +193,7 @@ def test_any_number_of_threads_gives_the_same(path, threads):
 
 @pytest.mark.parametrize("shape", [(40, 64), (40, 70), (1, 64 * 40), (1, 64 * 40 + 6)])
 def test_torch_works_in_pieces_without_a_seam(monkeypatch, shape):
-    monkeypatch.setenv(native.VARIABLE, "torch")
+    monkeypatch.setenv(native.VARIABLE, "reference")
     monkeypatch.setattr(blocks_4bit, "PIECE", 200)
     w = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     codes, absmax = quantize_4bit(w, bounds(EVEN), ORDER, 64)

@@ -42,15 +42,15 @@ def test_a_path_can_be_forced_and_says_so(monkeypatch):
     monkeypatch.setenv(native.VARIABLE, "c-scalar")
     assert native.compiled().path == 0
     assert native.describe() == "C (plain, TUNESMITH_KERNELS=c-scalar)"
-    monkeypatch.setenv(native.VARIABLE, "torch")
+    monkeypatch.setenv(native.VARIABLE, "reference")
     assert native.compiled() is None
-    assert native.describe() == "torch (TUNESMITH_KERNELS=torch)"
+    assert native.describe() == "torch (TUNESMITH_KERNELS=reference)"
 
 
 def test_doctor_says_which_path_is_in_use(monkeypatch):
     assert examine()["kernels"] == native.describe()
-    monkeypatch.setenv(native.VARIABLE, "torch")
-    assert examine()["kernels"] == "torch (TUNESMITH_KERNELS=torch)"
+    monkeypatch.setenv(native.VARIABLE, "reference")
+    assert examine()["kernels"] == "torch (TUNESMITH_KERNELS=reference)"
 
 
 def test_an_unknown_path_is_refused_with_those_that_are_known(monkeypatch):

@@ -65,20 +65,22 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method, packing in KINDS:
         train(run_of(folder, tiny_model, name_of(method, packing, "none", 1), method, packing))
 
+    def job(name: str, method: str, packing: bool, **training: Any) -> str:
+        config = folder / f"{name}.yaml"
+        config.write_text(to_yaml(run_of(folder, tiny_model, name, method, packing, **training)))
+        return f"train:{config}"
+
     def jobs(n: int, kinds: list[tuple[str, bool, str]]) -> list[str]:
-        made = []
-        for method, packing, sharding in kinds:
-            name = name_of(method, packing, sharding, n)
-            config = folder / f"{name}.yaml"
-            config.write_text(to_yaml(run_of(folder, tiny_model, name, method, packing, sharding=sharding)))
-            made.append(f"train:{config}")
-        return made
+        return [job(name_of(method, packing, sharding, n), method, packing, sharding=sharding) for method, packing, sharding in kinds]
 
     grown = cut_off(folder / name_of("full", False, "none", 1), folder / "grown", after=2)
     config = grown.path / "config.yaml"
     config.write_text(config.read_text().replace("sharding: none", "sharding: full"))
     (folder / "said-2").write_text(
-        together(2, *jobs(2, [(*kind, sharding) for kind in KINDS for sharding in ("none", "full")]), f"resume:{grown.path}")
+        together(
+            2, *jobs(2, [(*kind, sharding) for kind in KINDS for sharding in ("none", "full")]), f"resume:{grown.path}",
+            *(job(f"bfloat16-{method}-{s}", method, True, sharding=s, dtype="bfloat16") for method in ("lora", "qlora") for s in ("none", "full")),
+        )  # fmt: skip
     )
     saved_by_2 = folder / name_of("full", True, "full", 2)
     for n in (4, 1):
@@ -135,6 +137,13 @@ def test_so_do_four_of_which_some_have_fewer_batches(runs: Path, method: str, pa
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_sharding_the_base_changes_no_bit_of_an_adapter(runs: Path, method: str):
     replicated, sharded = (weights(runs / name_of(method, True, sharding, 2)) for sharding in ("none", "full"))
+    assert all(torch.equal(sharded[name], tensor) for name, tensor in replicated.items())
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_nor_does_it_in_layers_that_are_one_step_of_autograd(runs: Path, method: str):
+    """In bfloat16 (model/layers.py), of which only the first process has weights to try them on."""
+    replicated, sharded = (weights(runs / f"bfloat16-{method}-{sharding}") for sharding in ("none", "full"))
     assert all(torch.equal(sharded[name], tensor) for name, tensor in replicated.items())
 
 

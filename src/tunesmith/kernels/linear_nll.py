@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from tunesmith.kernels.rows import cross_entropy_, is_compiled
+
 CHUNK_TOKENS = 512  # 256 to 512 rows keep the logits of a 50k vocabulary in the cache of a CPU; see docs/log.md
 CACHED_ROWS = 16  # rows of float32 logits that are worked on at a time on a CPU, so that they stay in its cache
 
@@ -48,13 +50,16 @@ class _LinearNll(torch.autograd.Function):
         d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if want_bias and bias_V is not None else None
         # one buffer for the logits of a chunk, one float32 scratch for the few rows that are worked on: no large temporaries
         buffer_CV = hidden_ND.new_empty(min(chunk_tokens, n_tokens), n_words)
+        one_pass = bias_V is None and is_compiled(hidden_ND)
         all_at_once = hidden_ND.device.type == "cuda" or isinstance(hidden_ND, FakeTensor)  # a rehearsal (planning/) allows for the scratch
         n_rows = len(buffer_CV) if all_at_once else min(CACHED_ROWS, len(buffer_CV))
-        scratch_RV = torch.empty(n_rows, n_words, dtype=torch.float32, device=hidden_ND.device)
+        scratch_RV = torch.empty(0 if one_pass else n_rows, n_words, dtype=torch.float32, device=hidden_ND.device)
         for start in range(0, n_tokens, chunk_tokens):
             hidden_CD = hidden_ND[start : start + chunk_tokens]
             logits_CV = torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: len(hidden_CD)])
-            for row in range(0, len(hidden_CD), n_rows):
+            if one_pass:
+                total += cross_entropy_(logits_CV, target_N[start : start + len(hidden_CD)], want_any).float()
+            for row in () if one_pass else range(0, len(hidden_CD), n_rows):
                 slice_RV = logits_CV[row : row + n_rows]
                 target_R1 = target_N[start + row : start + row + len(slice_RV), None]
                 work_RV = scratch_RV[: len(slice_RV)].copy_(slice_RV)

@@ -7,7 +7,7 @@ The library is an optional extension (pyproject.toml): built at installation whe
 It knows nothing of Python or torch, so it fits every version of both. It is loaded after torch, and so shares torch's OpenMP threads.
 
     pip install -e . --no-deps --no-build-isolation            # builds it again after a change of a .c file
-    TUNESMITH_KERNELS=torch                                    # or c, c-avx2, c-scalar: forces a path, for tests and comparisons
+    TUNESMITH_KERNELS=reference                                    # or c, c-avx2, c-scalar: forces a path, for tests and comparisons
 """
 
 import ctypes
@@ -22,7 +22,7 @@ import torch  # noqa: F401 - its OpenMP library must be in the process before ou
 from tunesmith.errors import BadInput
 
 VARIABLE = "TUNESMITH_KERNELS"
-VERSION = 2  # of the library's signatures: tunesmith_version() in blocks_4bit.c
+VERSION = 3  # of the library's signatures: tunesmith_version() in blocks_4bit.c
 PATHS = ("plain", "AVX2", "AVX-512")  # by the number that the library knows them by
 FORCED = {"c-scalar": 0, "c-avx2": 1}
 
@@ -31,6 +31,7 @@ FORCED = {"c-scalar": 0, "c-avx2": 1}
 class Compiled:
     library: ctypes.CDLL
     path: int  # index into PATHS
+    has_amx: bool
 
 
 def compiled() -> Compiled | None:
@@ -59,20 +60,20 @@ def library_file() -> Path | None:
 
 @cache
 def _choose(wanted: str) -> Compiled | None:
-    if wanted not in ("", "torch", "c", *FORCED):
-        raise BadInput(f'there are no kernels "{wanted}"', where=VARIABLE, fix=f"one of torch, c, {', '.join(FORCED)}, or nothing")
-    if wanted == "torch":
+    if wanted not in ("", "reference", "c", *FORCED):
+        raise BadInput(f'there are no kernels "{wanted}"', where=VARIABLE, fix=f"one of reference, c, {', '.join(FORCED)}, or nothing")
+    if wanted == "reference":
         return None
     library = _load()
     if isinstance(library, str):
         if wanted:
-            raise BadInput(f"the compiled kernels cannot be used: {library}", where=f"{VARIABLE}={wanted}", fix="torch, or nothing")
+            raise BadInput(f"the compiled kernels cannot be used: {library}", where=f"{VARIABLE}={wanted}", fix="reference, or nothing")
         return None
     best = int(library.tunesmith_best_path())
     path = FORCED.get(wanted, best)
     if path > best:
-        raise BadInput(f"this processor has no {PATHS[path]}", where=f"{VARIABLE}={wanted}", fix="c-scalar, c or torch, or nothing")
-    return Compiled(library, path)
+        raise BadInput(f"this processor has no {PATHS[path]}", where=f"{VARIABLE}={wanted}", fix="c-scalar, c or reference, or nothing")
+    return Compiled(library, path, path == 2 and bool(library.tunesmith_has_amx()))
 
 
 @cache
@@ -89,10 +90,19 @@ def _load() -> ctypes.CDLL | str:
     if version != VERSION:  # its functions take other arguments
         return f"{found.name} is of another version: install again"
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    shape = [long, long, long]
-    library.tunesmith_dequantize_4bit.argtypes = [integer, integer, *shape, *[pointer] * 6, ctypes.c_float, integer, pointer]
+    shape, number = [long, long, long], ctypes.c_float
+    rows: list[type[ctypes.c_void_p] | type[ctypes.c_int64]] = [pointer, long]  # where, and how far to the next
+    library.tunesmith_dequantize_4bit.argtypes = [integer, integer, *shape, *[pointer] * 6, number, integer, pointer]
     library.tunesmith_quantize_4bit.argtypes = [integer, integer, *shape, pointer, integer, *[pointer] * 4]
     library.tunesmith_adamw8bit.argtypes = [integer, integer, long, *[pointer] * 13]
-    for function in (library.tunesmith_dequantize_4bit, library.tunesmith_quantize_4bit, library.tunesmith_adamw8bit):
-        function.restype = None
+    library.tunesmith_rmsnorm.argtypes = [integer, integer, long, long, number, number, *[pointer] * 6]
+    library.tunesmith_rmsnorm_back.argtypes = [integer, integer, long, long, number, *[pointer] * 7]
+    library.tunesmith_rotary.argtypes = [integer, integer, *[long] * 5, pointer, pointer, pointer, number]
+    library.tunesmith_gate.argtypes = [integer, integer, integer, *shape, pointer, pointer, pointer]
+    library.tunesmith_gate_back.argtypes = [integer, integer, integer, *shape, pointer, pointer, pointer]
+    library.tunesmith_cross_entropy.argtypes = [integer, integer, long, long, pointer, pointer, integer, pointer]
+    library.tunesmith_attention_forward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 4, pointer]
+    library.tunesmith_attention_backward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 5, pointer, *rows * 3]
+    for name in ("dequantize_4bit", "quantize_4bit", "adamw8bit", "rmsnorm", "rmsnorm_back", "rotary", "gate", "gate_back"):
+        getattr(library, f"tunesmith_{name}").restype = None
     return library

@@ -82,6 +82,7 @@ class Layout:
     slot_T    the slot in which each token of the row stands
     real_P    which slots are no padding; None if all are
     longest   (first token, length) of the longest document
+    starts    int32 on the CPU: of each document in the row's order, and the end of the last
     """
 
     groups: tuple[tuple[int, int, bool], ...]
@@ -89,6 +90,7 @@ class Layout:
     slot_T: Tensor
     real_P: Tensor | None
     longest: tuple[int, int]
+    starts: Tensor
 
     @classmethod
     def of(cls, document_T: Tensor, device: torch.device, kept_scores: int) -> "Layout":
@@ -119,7 +121,7 @@ class Layout:
         slot_T[token_P[real_P]] = torch.nonzero(real_P)[:, 0]
         return cls(
             tuple(groups), token_P.to(device), slot_T.to(device), None if bool(real_P.all()) else real_P.to(device),
-            (starts[order[0]], lengths[order[0]]),
+            (starts[order[0]], lengths[order[0]]), torch.tensor(starts, dtype=torch.int32),
         )  # fmt: skip
 
 

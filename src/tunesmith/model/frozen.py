@@ -56,9 +56,10 @@ class FrozenLinear(nn.Module):
         weight_NK = self.weight.T if self.transposed else self.weight
         return nn.functional.linear(x_MK, weight_NK, self.bias)
 
-    def mm_t(self, dy_MN: Tensor) -> Tensor:
-        """dy @ W: the gradient of mm towards its input."""
-        return torch.mm(dy_MN, self.weight.T if self.transposed else self.weight)
+    def mm_t(self, dy_MN: Tensor, onto: Tensor | None = None) -> Tensor:
+        """dy @ W: the gradient of mm towards its input; added to `onto` in its place, if that is given."""
+        weight_NK = self.weight.T if self.transposed else self.weight
+        return torch.mm(dy_MN, weight_NK) if onto is None else onto.addmm_(dy_MN, weight_NK)
 
     @property
     def nbytes(self) -> int:
@@ -168,9 +169,10 @@ class QuantizedLinear(QuantizedWeight):
             return result
         return nn.functional.linear(x_MK, self.dense(x_MK.dtype), self.bias)
 
-    def mm_t(self, dy_MN: Tensor) -> Tensor:
-        """dy @ W."""
-        return torch.mm(dy_MN, self.dense(dy_MN.dtype))
+    def mm_t(self, dy_MN: Tensor, onto: Tensor | None = None) -> Tensor:
+        """dy @ W; added to `onto` in its place, if that is given."""
+        weight_NK = self.dense(dy_MN.dtype)
+        return torch.mm(dy_MN, weight_NK) if onto is None else onto.addmm_(dy_MN, weight_NK)
 
     def forward(self, x: Tensor) -> Tensor:
         y_MN = self.mm(x.reshape(-1, x.shape[-1]))

@@ -33,6 +33,7 @@ from tunesmith.model.attention import switch_over
 from tunesmith.model.blocks import fuse
 from tunesmith.model.experts import ExpertStack, expert_parameters, put_stack
 from tunesmith.model.frozen import QuantizedLinear, QuantizedWeight, buffers
+from tunesmith.model.layers import fuse_layers, fused_forms
 from tunesmith.model.load import first_line
 from tunesmith.model.streaming import put_quantized, tie, token_tables
 from tunesmith.planning.account import Account, peaks, tensors_in
@@ -235,12 +236,14 @@ def _build(scene: Scene, fake: FakeTensorMode, n_layers: int) -> _Shapes:
             switch_of(model).active = "plan"
             parameters = adapter_parameters(model, "plan")
     if run.method != "full":
+        if scene.on_cpu:
+            fuse_layers(model)
         fuse(model)
     if run.training.gradient_checkpointing:
         recompute_activations(model)
     text = copy.copy(model.config.get_text_config())
     text.num_hidden_layers = scene.n_layers
-    way, kept = attention_way(text, run, scene.longest, scene.on_cpu)
+    way, kept = attention_way(text, run, scene.longest, scene.on_cpu, bool(fused_forms(model)))
     if way == "apart":
         switch_over(model, kept)
     elif way == "eager":
@@ -405,7 +408,7 @@ def _marks(account: Account, index: int, n_layers: int, period: int) -> Callable
 # --- operations without values --------------------------------------------------------------------------------------------
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "addmm_"}
-ATTENTION = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
+ATTENTION = ("tunesmith::causal_attention", "_scaled_dot_product", "_flash_attention", "_efficient_attention")
 THIN = 64  # operations a byte below which a product waits for memory, as those of low rank do
 SLOW_PASSES = {
     "exp",
@@ -496,7 +499,7 @@ def _done_in_place(operation: Any, name: str, args: Any, kwargs: Any) -> Any:
         return _NOTHING
     if not schema.returns:
         return None
-    if name.endswith("_") and args and isinstance(args[0], Tensor):
+    if operation.namespace == "aten" and name.endswith("_") and args and isinstance(args[0], Tensor):
         return args[0]
     out = [kwargs[argument.name] for argument in schema.arguments if argument.is_out and argument.name in kwargs]
     return _NOTHING if not out else out[0] if len(out) == 1 else tuple(out)
@@ -516,6 +519,11 @@ def _flops(name: str, tensors: list[Tensor], results: list[Tensor]) -> float:
     if name.rstrip("_") in PRODUCTS:
         left, right = tensors[-2:] if name.rstrip("_") in ("addmm", "baddbmm") else tensors[:2]
         return 2.0 * left.numel() * right.shape[-1]
+    if name.startswith("tunesmith::causal_attention"):
+        [starts] = (tensor for tensor in tensors if tensor.dtype == torch.int32)
+        query = tensors[1] if name.endswith("backward") else tensors[0]
+        pairs = query.shape[1] * float(starts.diff().double().square().sum()) / 2
+        return (10.0 if name.endswith("backward") else 4.0) * pairs * query.shape[2]
     if name.startswith(ATTENTION):
         query, key = (tensors[1], tensors[2]) if name.endswith("backward") else (tensors[0], tensors[1])
         pairs = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] / 2

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention, silu
 
+from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward
+from tunesmith.model.layers import is_fast
 from tunesmith.planning.rehearsal import Work
 from tunesmith.quant.scheme import find_scheme
 from tunesmith.quant.tensor import dequantize_into, quantize
@@ -52,9 +54,14 @@ def measure(dtype: torch.dtype, device: torch.device, width: int) -> Speed:
         rates["products float32"] = 2 * x32.numel() * width / _time(lambda: x32 @ w32.T, device)
     heads = max(1, width // 64)
     q = torch.ones(2, heads, 256, 64, dtype=dtype, device=device, requires_grad=True)
+    q_MHD, starts = q.detach().transpose(1, 2).flatten(0, 1), torch.tensor([0, 256, 512], dtype=torch.int32)
 
     def attention() -> None:
-        scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()  # type: ignore[no-untyped-call]
+        if device.type == "cpu" and dtype == torch.bfloat16 and is_fast(64):
+            out_MHD, lse = causal_attention(q_MHD, q_MHD, q_MHD, starts, 0.125)
+            causal_attention_backward(out_MHD, q_MHD, q_MHD, q_MHD, out_MHD, lse, starts, 0.125)
+        else:
+            scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()  # type: ignore[no-untyped-call]
 
     rates[f"attention {name}"] = 7 * 2 * heads * 256 * 256 * 64 / _time(attention, device)
     rates.setdefault("attention float32", rates[f"attention {name}"])

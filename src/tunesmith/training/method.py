@@ -24,6 +24,7 @@ from tunesmith.model.adapters import adapter_parameters, arithmetic, attach, fin
 from tunesmith.model.blocks import fuse
 from tunesmith.model.experts import ExpertStack, expert_parameters
 from tunesmith.model.frozen import QuantizedWeight
+from tunesmith.model.layers import fuse_layers
 from tunesmith.model.load import Loaded, is_quantised, load_model
 from tunesmith.quant.scheme import find_scheme
 from tunesmith.runs import adapter_of
@@ -168,6 +169,7 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
     said += experts_left_out(model, name)
     said += quantised_words(model)
     switch_of(model).active = name
+    fuse_layers(model)
     fuse(model)
     parameters = adapter_parameters(model, name)
     # a hub id or acorn by name; a folder by its whole path, so that PEFT finds it from anywhere

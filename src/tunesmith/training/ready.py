@@ -20,6 +20,7 @@ from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 from tunesmith.hardware import pick_device
 from tunesmith.model.attention import keep_documents_apart
+from tunesmith.model.layers import fused_forms
 from tunesmith.progress import counted
 from tunesmith.training import distributed
 from tunesmith.training.method import Tuned
@@ -126,7 +127,7 @@ def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
     """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few."""
     model = tuned.loaded.model
     device = pick_device() if is_on(run) else model.device
-    way, kept = attention_way(model.config.get_text_config(), run, longest, on_cpu=device.type == "cpu")
+    way, kept = attention_way(model.config.get_text_config(), run, longest, on_cpu=device.type == "cpu", fused=bool(fused_forms(model)))
     if way == "apart":
         keep_documents_apart(model, kept, longest)
         return ["packed rows: tried on this model, no example sees another"]
@@ -136,11 +137,11 @@ def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
     return []
 
 
-def attention_way(config: Any, run: Run, longest: int, on_cpu: bool) -> tuple[str, int]:
+def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool) -> tuple[str, int]:
     """("apart", scores of a head kept in each layer), ("eager", bytes of all scores kept) or ("own", 0): as the model does it by itself.
 
-    Flash attention's backward pass is several times slower on a CPU. Packed rows choose document by document, padded ones once; the same
-    mathematics either way.
+    torch's flash attention has a backward pass that is several times slower on a CPU. Packed rows choose document by document, padded ones
+    once; the same mathematics either way. `fused` layers (model/layers.py) have an attention of their own.
     """
     n_kept = 1 if run.training.gradient_checkpointing else config.num_hidden_layers
     score_bytes = (
@@ -149,7 +150,7 @@ def attention_way(config: Any, run: Run, longest: int, on_cpu: bool) -> tuple[st
     if run.training.packing:
         return "apart", KEPT_SCORE_BYTES // score_bytes if on_cpu else 0
     most_bytes = run.training.micro_batch_tokens * longest * score_bytes
-    if not on_cpu or config._attn_implementation != "sdpa" or most_bytes > KEPT_SCORE_BYTES:
+    if fused or not on_cpu or config._attn_implementation != "sdpa" or most_bytes > KEPT_SCORE_BYTES:
         return "own", 0
     return "eager", most_bytes
 

@@ -16,7 +16,7 @@ Source: Zhao et al. 2023 (arXiv 2304.11277); torch.distributed.fsdp.fully_shard.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from tunesmith.model import skeleton
 from tunesmith.model.adapters import adapter_parameters, fingerprint
 from tunesmith.model.attention import switch_over
 from tunesmith.model.frozen import QuantizedWeight
+from tunesmith.model.layers import Form, fused_forms, put_form
 from tunesmith.model.load import Loaded, find_model, load_tokenizer, scheme_of
 from tunesmith.training import distributed
 from tunesmith.training.distributed import from_first, largest
@@ -67,6 +68,8 @@ def build_tuned(run: Run, name: str) -> Tuned:
     if run.training.gradient_checkpointing:
         recompute_activations(model)
     loaded = Loaded(model, load_tokenizer(path), run.model, path, scheme_of(model))
+    for place, form in words["fused"].items():
+        put_form(model.get_submodule(place), Form(**form))
     named, adapter = dict(model.named_parameters()), words["adapter"]
     parameters = {n: named[n] for n in words["trained"]} if adapter is None else adapter_parameters(model, adapter)
     compute: torch.dtype = getattr(torch, words["compute_dtype"])
@@ -80,7 +83,7 @@ def _words(tuned: Tuned | None) -> dict[str, Any]:
     model._tunesmith_fingerprint = fingerprint(model)  # its weights will not lie together again
     return {
         "model": skeleton.describe(model, tuned.loaded.path), "trained": list(tuned.parameters), "adapter": tuned.adapter, "weights_file": tuned.weights_file,
-        "compute_dtype": str(tuned.compute_dtype).removeprefix("torch."),
+        "compute_dtype": str(tuned.compute_dtype).removeprefix("torch."), "fused": {at: asdict(form) for at, form in fused_forms(model).items()},
     }  # fmt: skip
 
 

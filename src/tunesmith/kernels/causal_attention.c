@@ -1,0 +1,422 @@
+/* Causal attention within documents that stand side by side, forward and backward, on processors with AMX: the compiled twin of causal_attention.py,
+   whose docstrings are the contract.
+
+   A task is one document and one head of keys with the heads of queries that share it. What the matrix unit reads is copied into three forms
+   before: rows (its left operand), pairs of neighbouring columns side by side ("across": the right operand of A Bᵀ), and pairs of neighbouring
+   rows interleaved ("down": the right operand of A B). Scores of 32 queries or 32 keys lie in the second-level cache, never in memory.
+
+   Backward works on transposed scores (a row for each key): the sums of the softmax then lie along the lanes, and both left operands are there
+   as they are computed. Source: Dao et al. 2022 (arXiv 2205.14135), whose recomputation and row sums these are. */
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__) && (__GNUC__ >= 11 || defined(__clang__))
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define BLOCK 32 /* queries or keys that are worked on at a time: two tiles */
+#define INTO_CALLER static inline __attribute__((always_inline)) AMX
+
+typedef uint16_t bf16;
+
+/* As assembly, since gcc's own intrinsics do not say that a tile is loaded from memory, and stores may be moved behind them. */
+#define LOAD(tile, from, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"((int64_t)(stride)) : "memory")
+#define STORE(tile, to, stride) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
+#define ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile::)
+#define MULTIPLY(sum, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum::)
+
+typedef struct {
+    int64_t n_heads, n_key_heads, width, padded; /* padded: width up to a multiple of 32 */
+    int64_t window;                              /* keys that a query sees, itself among them; 0: all before it */
+    float scale;
+} Shape;
+
+typedef struct {
+    bf16 *at;
+    int64_t stride; /* from a token to the next */
+} Rows;
+
+INTO_CALLER void configure(void) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } __attribute__((packed)) c;
+    memset(&c, 0, sizeof c);
+    c.palette = 1;
+    for (int i = 0; i < 8; i++) c.bytes[i] = 64, c.rows[i] = 16;
+    __asm__ volatile("ldtilecfg %0" ::"m"(c)); /* gcc's intrinsic says that 8 of the 64 bytes are read */
+}
+
+/* exp(x) for x <= 0 to a unit in the last place or two; far below: 0. */
+INTO_CALLER __m512 exp_ps(__m512 x) {
+    const __m512 log2e = _mm512_set1_ps(1.44269504f);
+    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145751953125f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-06f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+}
+
+INTO_CALLER __m256i to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+INTO_CALLER __m512 to_float(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+
+/* 16 x 16 dwords: row i of `to` is column i of `from`. */
+INTO_CALLER void transpose16(const uint32_t *from, int64_t from_stride, uint32_t *to, int64_t to_stride) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * from_stride);
+    for (int i = 0; i < 8; i++) {
+        b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
+        a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
+        a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
+        a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) { /* a[i + 4 j]: columns i, i + 4, ... of rows 4 j to 4 j + 3 */
+        __m512i low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), high = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        __m512i low2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88), high2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+        b[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
+        b[i + 8] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+        b[i + 4] = _mm512_shuffle_i32x4(high, high2, 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+    }
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * to_stride, b[i]);
+}
+
+/* n tokens of one head as rows [n_padded, padded]; what is beyond is zero. */
+INTO_CALLER void copy_rows(const bf16 *from, int64_t stride, int64_t n, int64_t n_padded, const Shape *s, bf16 *to) {
+    for (int64_t t = 0; t < n_padded; t++, to += s->padded) {
+        int64_t filled = t < n ? s->width : 0;
+        memcpy(to, from + t * stride, filled * sizeof(bf16));
+        memset(to + filled, 0, (s->padded - filled) * sizeof(bf16));
+    }
+}
+
+/* Rows [n, padded] → for every 16 tokens [padded / 2][16] pairs of neighbouring columns. */
+INTO_CALLER void pack_across(const bf16 *rows, int64_t n, int64_t padded, uint32_t *to) {
+    for (int64_t t = 0; t < n; t += 16)
+        for (int64_t p = 0; p < padded / 2; p += 16)
+            transpose16((const uint32_t *)(rows + t * padded) + p, padded / 2, to + t * (padded / 2) + p * 16, 16);
+}
+
+/* Rows [n, padded] → [n / 2][padded] pairs of neighbouring rows. */
+INTO_CALLER void pack_down(const bf16 *rows, int64_t n, int64_t padded, uint32_t *to) {
+    for (int64_t t = 0; t < n; t += 2)
+        for (int64_t d = 0; d < padded; d += 16) {
+            __m512i first = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(rows + t * padded + d)));
+            __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(rows + (t + 1) * padded + d)));
+            _mm512_storeu_si512(to + t / 2 * padded + d, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+        }
+}
+
+/* [32, 32] of A Bᵀ into `to`: A two rows of tiles [32, padded], B packed across, 32 tokens. */
+INTO_CALLER void product_across(const bf16 *a, const uint32_t *b, int64_t padded, float *to, int64_t to_stride) {
+    ZERO(0); ZERO(1); ZERO(2); ZERO(3);
+    for (int64_t d = 0; d < padded; d += 32) {
+        LOAD(4, a + d, padded * 2); LOAD(5, a + 16 * padded + d, padded * 2);
+        LOAD(6, b + d / 2 * 16, 64); LOAD(7, b + (padded / 2) * 16 + d / 2 * 16, 64);
+        MULTIPLY(0, 4, 6); MULTIPLY(1, 4, 7); MULTIPLY(2, 5, 6); MULTIPLY(3, 5, 7);
+    }
+    STORE(0, to, to_stride * 4); STORE(1, to + 16, to_stride * 4);
+    STORE(2, to + 16 * to_stride, to_stride * 4); STORE(3, to + 16 * to_stride + 16, to_stride * 4);
+}
+
+/* [32, 32] of A B, added to `to` or instead of it: A [32, n] with its stride, B packed down, 32 columns from `b` on. */
+INTO_CALLER void product_down(const bf16 *a, int64_t a_stride, const uint32_t *b, int64_t n, int64_t padded, float *to, int64_t to_stride, int add) {
+    if (add) {
+        LOAD(0, to, to_stride * 4); LOAD(1, to + 16, to_stride * 4);
+        LOAD(2, to + 16 * to_stride, to_stride * 4); LOAD(3, to + 16 * to_stride + 16, to_stride * 4);
+    } else {
+        ZERO(0); ZERO(1); ZERO(2); ZERO(3);
+    }
+    for (int64_t t = 0; t < n; t += 32, b += 16 * padded) {
+        LOAD(4, a + t, a_stride * 2); LOAD(5, a + 16 * a_stride + t, a_stride * 2);
+        LOAD(6, b, padded * 4); LOAD(7, b + 16, padded * 4);
+        MULTIPLY(0, 4, 6); MULTIPLY(1, 4, 7); MULTIPLY(2, 5, 6); MULTIPLY(3, 5, 7);
+    }
+    STORE(0, to, to_stride * 4); STORE(1, to + 16, to_stride * 4);
+    STORE(2, to + 16 * to_stride, to_stride * 4); STORE(3, to + 16 * to_stride + 16, to_stride * 4);
+}
+
+INTO_CALLER int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Of each of 32 queries from `first` on: shares of the keys from `low` on as bf16 [32, n_keys], not yet divided by their sum; 1 / sum; lse. */
+INTO_CALLER void softmax_rows(const float *scores, int64_t n_keys, int64_t first, int64_t low, int64_t length, const Shape *s, bf16 *shares,
+                              float *inverse, float *lse) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 scale = _mm512_set1_ps(s->scale), lowest = _mm512_set1_ps(-INFINITY);
+    for (int64_t r = 0; r < BLOCK; r++, scores += n_keys, shares += n_keys) {
+        int64_t query = first + r, begin = s->window && query + 1 > s->window ? query + 1 - s->window - low : 0, end = query + 1 - low;
+        if (query >= length) {
+            memset(shares, 0, n_keys * sizeof(bf16));
+            continue;
+        }
+        const __m512i begins = _mm512_set1_epi32((int)begin), ends = _mm512_set1_epi32((int)end);
+        __m512 most = lowest;
+        for (int64_t j = begin & ~15; j < end; j += 16) {
+            __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)j));
+            __mmask16 sees = _mm512_cmpge_epi32_mask(at, begins) & _mm512_cmplt_epi32_mask(at, ends);
+            most = _mm512_mask_max_ps(most, sees, most, _mm512_loadu_ps(scores + j));
+        }
+        float top = _mm512_reduce_max_ps(most) * s->scale;
+        const __m512 tops = _mm512_set1_ps(top);
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t j = 0; j < n_keys; j += 16) {
+            __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)j));
+            __mmask16 sees = _mm512_cmpge_epi32_mask(at, begins) & _mm512_cmplt_epi32_mask(at, ends);
+            __m512 share = _mm512_setzero_ps();
+            if (sees) share = _mm512_maskz_mov_ps(sees, exp_ps(_mm512_fmsub_ps(_mm512_loadu_ps(scores + j), scale, tops)));
+            sum = _mm512_add_ps(sum, share);
+            _mm256_storeu_si256((void *)(shares + j), to_bf16(share));
+        }
+        float total = _mm512_reduce_add_ps(sum);
+        inverse[r] = 1.0f / total;
+        lse[query] = top + logf(total);
+    }
+}
+
+/* One head of queries of a document; keys and values packed. */
+INTO_CALLER void forward_head(Rows q, const uint32_t *keys, const uint32_t *values, int64_t length, const Shape *s, Rows out, float *lse,
+                              bf16 *queries, float *scores, bf16 *shares) {
+    const int64_t padded = s->padded;
+    float inverse[BLOCK], part[BLOCK * BLOCK];
+    for (int64_t first = 0; first < length; first += BLOCK) {
+        int64_t n = length - first < BLOCK ? length - first : BLOCK;
+        int64_t low = s->window && first + 1 > s->window ? (first + 1 - s->window) & ~(int64_t)31 : 0, n_keys = first + BLOCK - low;
+        copy_rows(q.at + first * q.stride, q.stride, n, BLOCK, s, queries);
+        for (int64_t j = 0; j < n_keys; j += BLOCK) product_across(queries, keys + (low + j) * (padded / 2), padded, scores + j, n_keys);
+        softmax_rows(scores, n_keys, first, low, length, s, shares, inverse, lse);
+        for (int64_t d = 0; d < padded; d += 32) {
+            product_down(shares, n_keys, values + low / 2 * padded + d, n_keys, padded, part, BLOCK, 0);
+            for (int64_t r = 0; r < n; r++) {
+                bf16 *to = out.at + (first + r) * out.stride + d;
+                const __m512 by = _mm512_set1_ps(inverse[r]);
+                for (int64_t c = 0; c < 32 && d + c < s->width; c += 16) {
+                    int64_t left = s->width - d - c;
+                    __mmask16 here = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+                    _mm256_mask_storeu_epi16(to + c, here, to_bf16(_mm512_mul_ps(_mm512_loadu_ps(part + r * BLOCK + c), by)));
+                }
+            }
+        }
+    }
+}
+
+/* Gradients of one head of queries: dq is written, dk and dv [n_padded, padded] are added to. */
+INTO_CALLER void backward_head(Rows q, const bf16 *key_rows, const bf16 *value_rows, const bf16 *keys_transposed, int64_t length,
+                               const Shape *s, Rows out, Rows d_out, const float *lse, Rows dq, float *dk, float *dv, bf16 *rows,
+                               uint32_t *q_across, uint32_t *q_down, uint32_t *do_across, uint32_t *do_down, float *dq_transposed,
+                               float *sums, float *lses, float *scores, float *d_scores, bf16 *shares, bf16 *d_shares, uint32_t *d_pairs) {
+    const int64_t padded = s->padded, n_padded = up(length, BLOCK), width = s->width;
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 scale = _mm512_set1_ps(s->scale);
+    copy_rows(q.at, q.stride, length, n_padded, s, rows);
+    pack_across(rows, n_padded, padded, q_across), pack_down(rows, n_padded, padded, q_down);
+    copy_rows(d_out.at, d_out.stride, length, n_padded, s, rows);
+    pack_across(rows, n_padded, padded, do_across), pack_down(rows, n_padded, padded, do_down);
+    for (int64_t t = 0; t < n_padded; t++) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t d = 0; t < length && d < width; d += 16) {
+            __mmask16 here = width - d >= 16 ? 0xffff : (__mmask16)((1u << (width - d)) - 1);
+            __m512 y = to_float(_mm256_maskz_loadu_epi16(here, out.at + t * out.stride + d));
+            sum = _mm512_fmadd_ps(y, to_float(_mm256_loadu_si256((const void *)(rows + t * padded + d))), sum);
+        }
+        sums[t] = _mm512_reduce_add_ps(sum);
+        lses[t] = t < length ? lse[t] : 0;
+    }
+    memset(dq_transposed, 0, n_padded * padded * sizeof(float));
+    for (int64_t key = 0; key < n_padded; key += BLOCK) { /* queries from `key` on see these keys, up to `end` where there is a window */
+        int64_t end = s->window && key + BLOCK - 1 + s->window < n_padded ? up(key + BLOCK - 1 + s->window, BLOCK) : n_padded, n = end - key;
+        for (int64_t i = 0; i < n; i += BLOCK) {
+            product_across(key_rows + key * padded, q_across + (key + i) * (padded / 2), padded, scores + i, n);
+            product_across(value_rows + key * padded, do_across + (key + i) * (padded / 2), padded, d_scores + i, n);
+        }
+        for (int64_t r = 0; r < BLOCK; r += 2) {
+            for (int64_t i = 0; i < n; i += 16) {
+                __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)(key + i)));
+                __m512 lse_16 = _mm512_loadu_ps(lses + key + i), sum_16 = _mm512_loadu_ps(sums + key + i);
+                __m256i pair[2];
+                for (int64_t two = 0; two < 2; two++) {
+                    int64_t own = key + r + two, past = s->window && own + s->window < length ? own + s->window : length;
+                    __mmask16 sees = _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32((int)own)) & _mm512_cmplt_epi32_mask(at, _mm512_set1_epi32((int)past));
+                    __m512 share = _mm512_setzero_ps(), d_share = _mm512_setzero_ps();
+                    if (sees) {
+                        share = _mm512_maskz_mov_ps(sees, exp_ps(_mm512_fmsub_ps(_mm512_loadu_ps(scores + (r + two) * n + i), scale, lse_16)));
+                        __m512 d = _mm512_sub_ps(_mm512_loadu_ps(d_scores + (r + two) * n + i), sum_16);
+                        d_share = _mm512_maskz_mul_ps(sees, _mm512_mul_ps(share, d), scale);
+                    }
+                    _mm256_storeu_si256((void *)(shares + (r + two) * n + i), to_bf16(share));
+                    pair[two] = to_bf16(d_share);
+                    _mm256_storeu_si256((void *)(d_shares + (r + two) * n + i), pair[two]);
+                }
+                __m512i first = _mm512_cvtepu16_epi32(pair[0]), second = _mm512_slli_epi32(_mm512_cvtepu16_epi32(pair[1]), 16);
+                _mm512_storeu_si512(d_pairs + r / 2 * n + i, _mm512_or_si512(first, second));
+            }
+        }
+        for (int64_t d = 0; d < padded; d += 32) {
+            product_down(shares, n, do_down + key / 2 * padded + d, n, padded, dv + key * padded + d, padded, 1);
+            product_down(d_shares, n, q_down + key / 2 * padded + d, n, padded, dk + key * padded + d, padded, 1);
+        }
+        for (int64_t d = 0; d < padded; d += 32)
+            for (int64_t i = 0; i < n; i += 32)
+                product_down(keys_transposed + d * n_padded + key, n_padded, d_pairs + i, 32, n, dq_transposed + d * n_padded + key + i, n_padded, 1);
+    }
+    for (int64_t t = 0; t < n_padded; t += 16)
+        for (int64_t d = 0; d < width; d += 16) {
+            uint32_t turned[256];
+            transpose16((const uint32_t *)dq_transposed + d * n_padded + t, n_padded, turned, 16);
+            __mmask16 here = width - d >= 16 ? 0xffff : (__mmask16)((1u << (width - d)) - 1);
+            for (int64_t i = 0; i < 16 && t + i < length; i++)
+                _mm256_mask_storeu_epi16(dq.at + (t + i) * dq.stride + d, here, to_bf16(_mm512_loadu_ps((const float *)turned + i * 16)));
+        }
+}
+
+/* Bytes from one piece of scratch to the next lie on cache lines. */
+INTO_CALLER void *take(char **at, int64_t bytes) {
+    void *here = *at;
+    *at += up(bytes, 64) + 64; /* and not all at the same place of a cache set */
+    return here;
+}
+
+AMX static void forward_task(const Shape *s, int64_t start, int64_t length, int64_t group, Rows q, Rows k, Rows v, Rows out, float *lse,
+                             int64_t n_tokens, char *scratch) {
+    const int64_t padded = s->padded, n = up(length, BLOCK), share = s->n_heads / s->n_key_heads;
+    bf16 *rows = take(&scratch, n * padded * 2), *queries = take(&scratch, BLOCK * padded * 2), *shares = take(&scratch, BLOCK * n * 2);
+    uint32_t *keys = take(&scratch, n * padded * 2), *values = take(&scratch, n * padded * 2);
+    float *scores = take(&scratch, BLOCK * n * 4);
+    copy_rows(k.at + start * k.stride + group * s->width, k.stride, length, n, s, rows), pack_across(rows, n, padded, keys);
+    copy_rows(v.at + start * v.stride + group * s->width, v.stride, length, n, s, rows), pack_down(rows, n, padded, values);
+    for (int64_t h = group * share; h < (group + 1) * share; h++) {
+        Rows own_q = {q.at + start * q.stride + h * s->width, q.stride}, own_out = {out.at + start * out.stride + h * s->width, out.stride};
+        forward_head(own_q, keys, values, length, s, own_out, lse + h * n_tokens + start, queries, scores, shares);
+    }
+}
+
+AMX static void backward_task(const Shape *s, int64_t start, int64_t length, int64_t group, Rows q, Rows k, Rows v, Rows out, Rows d_out,
+                              const float *lse, int64_t n_tokens, Rows dq, Rows dk, Rows dv, char *scratch) {
+    const int64_t padded = s->padded, n = up(length, BLOCK), share = s->n_heads / s->n_key_heads, bytes = n * padded * 2;
+    bf16 *rows = take(&scratch, bytes), *key_rows = take(&scratch, bytes), *value_rows = take(&scratch, bytes), *turned = take(&scratch, bytes);
+    uint32_t *q_across = take(&scratch, bytes), *q_down = take(&scratch, bytes), *do_across = take(&scratch, bytes), *do_down = take(&scratch, bytes);
+    float *dq_turned = take(&scratch, 2 * bytes), *dk_sum = take(&scratch, 2 * bytes), *dv_sum = take(&scratch, 2 * bytes);
+    float *sums = take(&scratch, n * 4), *lses = take(&scratch, n * 4), *scores = take(&scratch, BLOCK * n * 4), *d_scores = take(&scratch, BLOCK * n * 4);
+    bf16 *shares = take(&scratch, BLOCK * n * 2), *d_shares = take(&scratch, BLOCK * n * 2);
+    uint32_t *d_pairs = take(&scratch, BLOCK * n * 2);
+    copy_rows(k.at + start * k.stride + group * s->width, k.stride, length, n, s, key_rows);
+    copy_rows(v.at + start * v.stride + group * s->width, v.stride, length, n, s, value_rows);
+    for (int64_t t = 0; t < n; t += 16)
+        for (int64_t d = 0; d < padded; d += 32) { /* pairs of columns are turned, then parted */
+            uint32_t pairs[256];
+            transpose16((const uint32_t *)(key_rows + t * padded + d), padded / 2, pairs, 16);
+            for (int64_t p = 0; p < 16; p++) {
+                __m512i both = _mm512_loadu_si512(pairs + p * 16);
+                _mm256_storeu_si256((void *)(turned + (d + 2 * p) * n + t), _mm512_cvtepi32_epi16(both));
+                _mm256_storeu_si256((void *)(turned + (d + 2 * p + 1) * n + t), _mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+            }
+        }
+    memset(dk_sum, 0, 2 * bytes), memset(dv_sum, 0, 2 * bytes);
+    for (int64_t h = group * share; h < (group + 1) * share; h++) {
+        Rows own_q = {q.at + start * q.stride + h * s->width, q.stride}, own_out = {out.at + start * out.stride + h * s->width, out.stride};
+        Rows own_d_out = {d_out.at + start * d_out.stride + h * s->width, d_out.stride}, own_dq = {dq.at + start * dq.stride + h * s->width, dq.stride};
+        backward_head(own_q, key_rows, value_rows, turned, length, s, own_out, own_d_out, lse + h * n_tokens + start, own_dq, dk_sum, dv_sum, rows,
+                      q_across, q_down, do_across, do_down, dq_turned, sums, lses, scores, d_scores, shares, d_shares, d_pairs);
+    }
+    for (int64_t t = 0; t < length; t++) {
+        bf16 *dk_row = dk.at + (start + t) * dk.stride + group * s->width, *dv_row = dv.at + (start + t) * dv.stride + group * s->width;
+        for (int64_t d = 0; d < s->width; d += 16) {
+            __mmask16 here = s->width - d >= 16 ? 0xffff : (__mmask16)((1u << (s->width - d)) - 1);
+            _mm256_mask_storeu_epi16(dk_row + d, here, to_bf16(_mm512_loadu_ps(dk_sum + t * padded + d)));
+            _mm256_mask_storeu_epi16(dv_row + d, here, to_bf16(_mm512_loadu_ps(dv_sum + t * padded + d)));
+        }
+    }
+}
+
+AMX static void set_up(void) { configure(); }
+AMX static void tear_down(void) { __asm__ volatile("tilerelease"); }
+
+static int64_t scratch_bytes(const Shape *s, int64_t longest) {
+    int64_t n = (longest + BLOCK - 1) / BLOCK * BLOCK;
+    return n * s->padded * 2 * 14 + BLOCK * n * 2 * 7 + BLOCK * s->padded * 2 + n * 8 + 32 * 128;
+}
+
+/* 1 if this processor has what the functions below use and the system lets this process use it. */
+int tunesmith_has_amx(void) {
+    __builtin_cpu_init();
+    unsigned a, b, c, d;
+    __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+    int tile = (d >> 24) & 1, bf = (d >> 22) & 1;
+    __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(1));
+    int converts = (a >> 5) & 1;
+    if (!tile || !bf || !converts || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) return 0;
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+}
+
+static int run(int backward, int threads, const Shape *s, const int32_t *starts, int64_t n_documents, Rows q, Rows k, Rows v, Rows out, Rows d_out,
+               float *lse, Rows dq, Rows dk, Rows dv) {
+    int64_t longest = 0, n_tokens = starts[n_documents], n_tasks = n_documents * s->n_key_heads;
+    for (int64_t i = 0; i < n_documents; i++) longest = starts[i + 1] - starts[i] > longest ? starts[i + 1] - starts[i] : longest;
+    int failed = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        char *scratch = aligned_alloc(64, (scratch_bytes(s, longest) + 63) / 64 * 64);
+        if (!scratch) {
+#pragma omp atomic write
+            failed = 1;
+        } else {
+            set_up();
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < n_tasks; task++) {
+            if (!scratch) continue;
+            int64_t document = task / s->n_key_heads, group = task % s->n_key_heads, start = starts[document], length = starts[document + 1] - start;
+            if (backward)
+                backward_task(s, start, length, group, q, k, v, out, d_out, lse, n_tokens, dq, dk, dv, scratch);
+            else
+                forward_task(s, start, length, group, q, k, v, out, lse, n_tokens, scratch);
+        }
+        if (scratch) tear_down();
+        free(scratch);
+    }
+    return failed;
+}
+
+static Shape shape_of(int64_t n_heads, int64_t n_key_heads, int64_t width, int64_t window, float scale) {
+    Shape s = {n_heads, n_key_heads, width, (width + 31) / 32 * 32, window, scale};
+    return s;
+}
+
+int tunesmith_attention_forward(int threads, const int32_t *starts, int64_t n_documents, int64_t n_heads, int64_t n_key_heads, int64_t width,
+                                int64_t window, float scale, bf16 *q, int64_t q_stride, bf16 *k, int64_t k_stride, bf16 *v, int64_t v_stride,
+                                bf16 *out, int64_t out_stride, float *lse) {
+    Shape s = shape_of(n_heads, n_key_heads, width, window, scale);
+    Rows none = {0, 0}, rq = {q, q_stride}, rk = {k, k_stride}, rv = {v, v_stride}, ro = {out, out_stride};
+    return run(0, threads, &s, starts, n_documents, rq, rk, rv, ro, none, lse, none, none, none);
+}
+
+int tunesmith_attention_backward(int threads, const int32_t *starts, int64_t n_documents, int64_t n_heads, int64_t n_key_heads, int64_t width,
+                                 int64_t window, float scale, bf16 *q, int64_t q_stride, bf16 *k, int64_t k_stride, bf16 *v, int64_t v_stride,
+                                 bf16 *out, int64_t out_stride, bf16 *d_out, int64_t d_out_stride, float *lse, bf16 *dq, int64_t dq_stride,
+                                 bf16 *dk, int64_t dk_stride, bf16 *dv, int64_t dv_stride) {
+    Shape s = shape_of(n_heads, n_key_heads, width, window, scale);
+    Rows rq = {q, q_stride}, rk = {k, k_stride}, rv = {v, v_stride}, ro = {out, out_stride}, rdo = {d_out, d_out_stride};
+    Rows rdq = {dq, dq_stride}, rdk = {dk, dk_stride}, rdv = {dv, dv_stride};
+    return run(1, threads, &s, starts, n_documents, rq, rk, rv, ro, rdo, lse, rdq, rdk, rdv);
+}
+#else
+int tunesmith_has_amx(void) { return 0; }
+int tunesmith_attention_forward(void) { return 1; }
+int tunesmith_attention_backward(void) { return 1; }
+#endif

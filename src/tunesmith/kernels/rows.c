@@ -1,0 +1,318 @@
+/* What a trunk does between its matrix products, a row at a time: the compiled twin of rows.py, whose docstrings are the contract.
+
+   Numbers are bfloat16 in memory and float32 in registers, rounded once at the end of each operation. Vectors are the compiler's own
+   (16 numbers wide on every processor), so one text serves all; it is compiled once for each kind of processor below. */
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define X86 1
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#endif
+#define INTO_CALLER static inline __attribute__((always_inline))
+#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed between functions that are one function when compiled */
+
+#define LANES 16
+typedef uint16_t bf16;
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+/* The first n of 16 numbers; the others are 0. */
+INTO_CALLER Floats load(const bf16 *from, int64_t n) {
+    Halves h = {0};
+    if (n >= LANES)
+        memcpy(&h, from, sizeof h);
+    else
+        memcpy(&h, from, n * sizeof(bf16));
+    return (Floats)(__builtin_convertvector(h, Words) << 16);
+}
+
+INTO_CALLER void store(bf16 *to, Floats x, int64_t n) {
+    Words bits = (Words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Words is_nan = (Words)((bits & 0x7fffffff) > 0x7f800000);
+    Halves h = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), Halves);
+    if (n >= LANES)
+        memcpy(to, &h, sizeof h);
+    else
+        memcpy(to, &h, n * sizeof(bf16));
+}
+
+INTO_CALLER Floats load_floats(const float *from, int64_t n) {
+    Floats x = {0};
+    if (n >= LANES)
+        memcpy(&x, from, sizeof x);
+    else
+        memcpy(&x, from, n * sizeof(float));
+    return x;
+}
+
+INTO_CALLER void store_floats(float *to, Floats x, int64_t n) { memcpy(to, &x, (n >= LANES ? LANES : n) * sizeof(float)); }
+
+INTO_CALLER float sum_of(Floats x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+INTO_CALLER Floats bounded(Floats x, float low, float high) {
+    Words below = (Words)(x < low), above = (Words)(x > high);
+    Floats lows = (Floats){0} + low, highs = (Floats){0} + high;
+    return (Floats)(((Words)x & ~below & ~above) | ((Words)lows & below) | ((Words)highs & above));
+}
+
+/* exp(x) to two units in the last place; beyond ±87 as at ±87. NaN stays NaN. */
+INTO_CALLER Floats exp_of(Floats x) {
+    x = bounded(x, -87.0f, 87.0f);
+    const float magic = 12582912.0f; /* 1.5 x 2^23: a sum with it has no fraction */
+    Floats shifted = x * 1.44269504f + magic, n = shifted - magic;
+    Floats r = x - n * 0.693145751953125f - n * 1.42860677e-06f;
+    Floats p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r + 1.6666665459e-1f) * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Ints power = (((Ints)shifted - 0x4b400000) + 127) << 23;
+    return p * (Floats)power;
+}
+
+/* Below -87 zero, so that x sigmoid(x) is small for the most negative x, too. */
+INTO_CALLER Floats sigmoid(Floats x) {
+    Floats s = 1.0f / (1.0f + exp_of(-x));
+    return (Floats)((Words)s & ~(Words)(x < -87.0f));
+}
+
+/* --- RMSNorm ------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t width;
+    float epsilon, offset; /* the weight counts as offset + weight (Gemma: 1) */
+} Norm;
+
+/* x (+ added, written to `sum`) → y; returns 1 / root mean square. */
+INTO_CALLER float norm_row(const Norm *norm, const bf16 *x, const bf16 *added, bf16 *sum, const bf16 *weight, bf16 *y) {
+    Floats squares = {0};
+    for (int64_t i = 0; i < norm->width; i += LANES) {
+        int64_t n = norm->width - i;
+        Floats v = load(x + i, n);
+        if (added) {
+            store(sum + i, v + load(added + i, n), n);
+            v = load(sum + i, n);
+        }
+        squares += v * v;
+    }
+    float inverse = 1.0f / sqrtf(sum_of(squares) / (float)norm->width + norm->epsilon);
+    const bf16 *from = added ? sum : x;
+    for (int64_t i = 0; i < norm->width; i += LANES) {
+        int64_t n = norm->width - i;
+        store(y + i, load(from + i, n) * inverse * (load(weight + i, n) + norm->offset), n);
+    }
+    return inverse;
+}
+
+/* dx = inverse (g - x̂ mean(g x̂)) with g = dy weight and x̂ = x inverse, plus `added`; dy x̂ is added to d_weight. */
+INTO_CALLER void norm_row_back(const Norm *norm, const bf16 *dy, const bf16 *x, float inverse, const bf16 *weight, const bf16 *added, bf16 *dx, float *d_weight) {
+    Floats products = {0};
+    for (int64_t i = 0; i < norm->width; i += LANES) {
+        int64_t n = norm->width - i;
+        Floats own = load(dy + i, n) * load(x + i, n);
+        products += own * (load(weight + i, n) + norm->offset);
+        if (d_weight) store_floats(d_weight + i, load_floats(d_weight + i, n) + own * inverse, n);
+    }
+    float mean = sum_of(products) * inverse * inverse / (float)norm->width;
+    for (int64_t i = 0; i < norm->width; i += LANES) {
+        int64_t n = norm->width - i;
+        Floats d = (load(dy + i, n) * (load(weight + i, n) + norm->offset) - load(x + i, n) * mean) * inverse;
+        if (added) d += load(added + i, n);
+        store(dx + i, d, n);
+    }
+}
+
+/* --- rotary positions ------------------------------------------------------------------------------------------------------------ */
+
+/* The halves (a, b) of the first `turned` numbers of a head become (a cos - b sin, b cos + a sin); with direction -1 back again. */
+INTO_CALLER void rotate_head(bf16 *x, const bf16 *cos, const bf16 *sin, int64_t turned, float direction) {
+    int64_t half = turned / 2;
+    for (int64_t i = 0; i < half; i += LANES) {
+        int64_t n = half - i;
+        Floats a = load(x + i, n), b = load(x + half + i, n);
+        Floats sin_a = load(sin + i, n) * direction, sin_b = load(sin + half + i, n) * direction, cos_a = load(cos + i, n), cos_b = load(cos + half + i, n);
+        if (direction < 0) { /* the transposed matrix, where the two halves of a table differ */
+            Floats t = sin_a;
+            sin_a = sin_b, sin_b = t;
+        }
+        store(x + i, a * cos_a - b * sin_a, n);
+        store(x + half + i, b * cos_b + a * sin_b, n);
+    }
+}
+
+/* --- gated activation ---------------------------------------------------------------------------------------------------------- */
+
+#define SILU 0
+#define GELU_TANH 1
+
+INTO_CALLER void activation(int kind, Floats x, Floats *value, Floats *slope) {
+    if (kind == SILU) {
+        Floats s = sigmoid(x);
+        *value = x * s;
+        *slope = s * (1.0f + x * (1.0f - s));
+    } else { /* tanh(u) = 2 sigmoid(2 u) - 1 */
+        Floats u = 0.7978845608f * (x + 0.044715f * x * x * x), t = 2.0f * sigmoid(2.0f * u) - 1.0f;
+        *value = 0.5f * x * (1.0f + t);
+        *slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608f * (1.0f + 0.134145f * x * x);
+    }
+}
+
+INTO_CALLER void gate_row(int kind, const bf16 *gate, const bf16 *up, bf16 *y, int64_t width) {
+    for (int64_t i = 0; i < width; i += LANES) {
+        int64_t n = width - i;
+        Floats value, slope;
+        activation(kind, load(gate + i, n), &value, &slope);
+        store(y + i, value * load(up + i, n), n);
+    }
+}
+
+/* dy → activation(gate) up, gate → d gate, up → d up: each in place of the other. */
+INTO_CALLER void gate_row_back(int kind, bf16 *dy, bf16 *gate, bf16 *up, int64_t width) {
+    for (int64_t i = 0; i < width; i += LANES) {
+        int64_t n = width - i;
+        Floats value, slope, d = load(dy + i, n), u = load(up + i, n);
+        activation(kind, load(gate + i, n), &value, &slope);
+        store(dy + i, value * u, n);
+        store(gate + i, d * u * slope, n);
+        store(up + i, d * value, n);
+    }
+}
+
+/* --- cross-entropy --------------------------------------------------------------------------------------------------------------- */
+
+/* Logits become softmax - one-hot, if `gradient`; returns -log softmax[target]. `scratch`: V floats. */
+INTO_CALLER float entropy_row(bf16 *logits, int64_t n_words, int64_t target, int gradient, float *scratch) {
+    Floats most = (Floats){0} - INFINITY, sums = {0};
+    int64_t whole = n_words / LANES * LANES;
+    float top = -INFINITY, total = 0;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        Floats x = load(logits + i, LANES);
+        Words larger = (Words)(x > most);
+        most = (Floats)(((Words)x & larger) | ((Words)most & ~larger));
+    }
+    for (int i = 0; i < LANES; i++) top = most[i] > top ? most[i] : top;
+    for (int64_t i = whole; i < n_words; i++) {
+        float x = load(logits + i, 1)[0];
+        top = x > top ? x : top;
+    }
+    float own = load(logits + target, 1)[0];
+    for (int64_t i = 0; i < n_words; i += LANES) {
+        int64_t n = n_words - i;
+        Floats e = exp_of(load(logits + i, n) - top);
+        for (int64_t j = n; j < LANES; j++) e[j] = 0;
+        sums += e;
+        store_floats(scratch + i, e, n);
+    }
+    total = sum_of(sums);
+    if (gradient) {
+        float by = 1.0f / total;
+        scratch[target] -= total; /* before the one rounding */
+        for (int64_t i = 0; i < n_words; i += LANES) store(logits + i, load_floats(scratch + i, n_words - i) * by, n_words - i);
+    }
+    return top - own + logf(total);
+}
+
+/* --- one version for each kind of processor ---------------------------------------------------------------------------------------- */
+
+#define VERSIONS(TARGET, NAME)                                                                                                              \
+    TARGET static float norm_##NAME(const Norm *o, const bf16 *x, const bf16 *a, bf16 *s, const bf16 *w, bf16 *y) {                         \
+        return a ? norm_row(o, x, a, s, w, y) : norm_row(o, x, 0, 0, w, y);                                                                 \
+    }                                                                                                                                       \
+    TARGET static void norm_back_##NAME(const Norm *o, const bf16 *dy, const bf16 *x, float r, const bf16 *w, const bf16 *a, bf16 *dx,      \
+                                        float *dw) {                                                                                        \
+        norm_row_back(o, dy, x, r, w, a, dx, dw);                                                                                           \
+    }                                                                                                                                       \
+    TARGET static void rotate_##NAME(bf16 *x, const bf16 *c, const bf16 *s, int64_t t, float d) { rotate_head(x, c, s, t, d); }             \
+    TARGET static void gate_##NAME(int k, const bf16 *g, const bf16 *u, bf16 *y, int64_t n) {                                               \
+        if (k == SILU)                                                                                                                      \
+            gate_row(SILU, g, u, y, n);                                                                                                     \
+        else                                                                                                                                \
+            gate_row(GELU_TANH, g, u, y, n);                                                                                                \
+    }                                                                                                                                       \
+    TARGET static void gate_back_##NAME(int k, bf16 *dy, bf16 *g, bf16 *u, int64_t n) {                                                     \
+        if (k == SILU)                                                                                                                      \
+            gate_row_back(SILU, dy, g, u, n);                                                                                               \
+        else                                                                                                                                \
+            gate_row_back(GELU_TANH, dy, g, u, n);                                                                                          \
+    }                                                                                                                                       \
+    TARGET static float entropy_##NAME(bf16 *l, int64_t v, int64_t t, int g, float *s) { return entropy_row(l, v, t, g, s); }
+
+#define PLAIN
+VERSIONS(PLAIN, plain)
+#ifdef X86
+VERSIONS(AVX2, avx2)
+VERSIONS(AVX512, avx512)
+#define CHOICES(NAME) {NAME##_plain, NAME##_avx2, NAME##_avx512}
+#else
+#define CHOICES(NAME) {NAME##_plain}
+#endif
+
+static float (*const norms[])(const Norm *, const bf16 *, const bf16 *, bf16 *, const bf16 *, bf16 *) = CHOICES(norm);
+static void (*const norms_back[])(const Norm *, const bf16 *, const bf16 *, float, const bf16 *, const bf16 *, bf16 *, float *) = CHOICES(norm_back);
+static void (*const rotations[])(bf16 *, const bf16 *, const bf16 *, int64_t, float) = CHOICES(rotate);
+static void (*const gates[])(int, const bf16 *, const bf16 *, bf16 *, int64_t) = CHOICES(gate);
+static void (*const gates_back[])(int, bf16 *, bf16 *, bf16 *, int64_t) = CHOICES(gate_back);
+static float (*const entropies[])(bf16 *, int64_t, int64_t, int, float *) = CHOICES(entropy);
+
+void tunesmith_rmsnorm(int path, int threads, int64_t n, int64_t width, float epsilon, float offset, const bf16 *x, const bf16 *added, bf16 *sum,
+                       const bf16 *weight, bf16 *y, float *inverse) {
+    const Norm norm = {width, epsilon, offset};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        inverse[i] = norms[path](&norm, x + i * width, added ? added + i * width : 0, sum ? sum + i * width : 0, weight, y + i * width);
+}
+
+/* d_weight: float32 [threads, width] of zeros, or null. */
+void tunesmith_rmsnorm_back(int path, int threads, int64_t n, int64_t width, float offset, const bf16 *dy, const bf16 *x, const float *inverse,
+                            const bf16 *weight, const bf16 *added, bf16 *dx, float *d_weight) {
+    const Norm norm = {width, 0, offset};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        norms_back[path](&norm, dy + i * width, x + i * width, inverse[i], weight, added ? added + i * width : 0, dx + i * width,
+                         d_weight ? d_weight + omp_get_thread_num() * width : 0);
+}
+
+/* x: [n, heads, width] with `stride` from a token to the next; cos and sin [n, turned]. */
+void tunesmith_rotary(int path, int threads, int64_t n, int64_t heads, int64_t width, int64_t turned, int64_t stride, bf16 *x, const bf16 *cos,
+                      const bf16 *sin, float direction) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t h = 0; h < heads; h++) rotations[path](x + i * stride + h * width, cos + i * turned, sin + i * turned, turned, direction);
+}
+
+void tunesmith_gate(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, const bf16 *gate, const bf16 *up, bf16 *y) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++) gates[path](kind, gate + i * stride, up + i * stride, y + i * width, width);
+}
+
+void tunesmith_gate_back(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, bf16 *dy, bf16 *gate, bf16 *up) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++) gates_back[path](kind, dy + i * width, gate + i * stride, up + i * stride, width);
+}
+
+/* nll: float64 [n]; returns 0, or 1 if there was no memory. */
+int tunesmith_cross_entropy(int path, int threads, int64_t n, int64_t n_words, bf16 *logits, const int64_t *target, int gradient, double *nll) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *scratch = malloc((n_words + LANES) * sizeof(float));
+        if (!scratch) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n; i++)
+            if (scratch) nll[i] = entropies[path](logits + i * n_words, n_words, target[i], gradient, scratch);
+        free(scratch);
+    }
+    return failed;
+}

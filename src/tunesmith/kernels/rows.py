@@ -1,0 +1,301 @@
+"""What a trunk does between its matrix products, a row at a time: norms, rotary positions, gated activations, cross-entropy.
+
+    y_MD, inverse_M, _ = rmsnorm(x_MD, weight_D, 1e-5)
+    y_MD, inverse_M, sum_MD = rmsnorm(x_MD, weight_D, 1e-5, added_MD=residual_MD)       # of x + residual, in one pass
+    rotate_(query_MHD, cos_MR, sin_MR)                                                  # in place
+    y_MF = gate("silu", gate_MF, up_MF)                                                 # silu(gate) * up
+    nll = cross_entropy_(logits_NV, target_N, gradient=True)                            # logits become softmax - one-hot
+
+In torch each of these is several passes over memory, each with a tensor of its own; here it is one. On a CPU bfloat16 tensors are worked on
+by compiled C (rows.c, found by native.py), everything else by the references below. Both compute in float32 at least; C rounds once at the
+end, so its error is no larger than the reference's own in bfloat16.
+
+Sources: RMSNorm: Zhang & Sennrich 2019 (arXiv 1910.07467), equation 4; rotary positions: Su et al. 2021 (arXiv 2104.09864), section 3.4.2, in
+the form of transformers (halves, not neighbours); gated activations: Shazeer 2020 (arXiv 2002.05202), equation 6.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tunesmith.kernels.blocks_4bit import n_threads
+from tunesmith.kernels.native import Compiled, compiled
+from tunesmith.kernels.operations import operation
+
+Activation = Literal["silu", "gelu_tanh"]
+KINDS: tuple[Activation, ...] = ("silu", "gelu_tanh")  # by the number that the library knows them by
+
+
+def fast(*tensors: Tensor | None) -> Compiled | None:
+    """The compiled library, where all tensors are bfloat16 on the CPU with neighbouring numbers in their last dimension."""
+    held = [tensor for tensor in tensors if tensor is not None]
+    suits = all(t.device.type == "cpu" and t.dtype == torch.bfloat16 and (t.ndim == 0 or t.stride(-1) == 1) for t in held)
+    return compiled() if suits else None
+
+
+def is_compiled(tensor: Tensor) -> bool:
+    """Whether operations on such a tensor are compiled: also of one that only has a shape."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 and compiled() is not None
+
+
+def _in_place(*_arguments: object) -> None:
+    """What an operation without an answer makes of shapes."""
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+# --- RMSNorm --------------------------------------------------------------------------------------------------------------
+
+
+def rmsnorm(
+    x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float = 0.0, added_MD: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x + added) / root mean square * (offset + weight); also 1 / root mean square, float32 [M], and x + added itself (x if nothing is added).
+
+    offset   1 for families that keep weight - 1 (Gemma)
+    """
+    y_MD, inverse_M, sum_MD = _rmsnorm(x_MD, weight_D, epsilon, offset, added_MD)
+    return y_MD, inverse_M, x_MD if added_MD is None else sum_MD
+
+
+def _rmsnorm_work(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float, added_MD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    native = fast(x_MD, weight_D, added_MD)
+    nothing = x_MD.new_empty(0)
+    if native is None:
+        sum_MD = x_MD if added_MD is None else x_MD + added_MD
+        return *rmsnorm_reference(sum_MD, weight_D, epsilon, offset), nothing if added_MD is None else sum_MD
+    x_MD, added_MD = x_MD.contiguous(), None if added_MD is None else added_MD.contiguous()
+    y_MD, inverse_M, sum_MD = _rmsnorm_shapes(x_MD, weight_D, epsilon, offset, added_MD)
+    n, width = x_MD.shape
+    native.library.tunesmith_rmsnorm(
+        native.path, n_threads(x_MD), n, width, epsilon, offset, x_MD.data_ptr(), _address(added_MD), _address(None if added_MD is None else sum_MD),
+        weight_D.data_ptr(), y_MD.data_ptr(), inverse_M.data_ptr(),
+    )  # fmt: skip
+    return y_MD, inverse_M, sum_MD
+
+
+def _rmsnorm_shapes(
+    x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float, added_MD: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    new = x_MD.new_empty(x_MD.shape)
+    sum_MD = x_MD.new_empty(0 if added_MD is None else x_MD.shape)
+    return new, x_MD.new_empty(len(x_MD), dtype=torch.promote_types(x_MD.dtype, torch.float32)), sum_MD
+
+
+_rmsnorm = operation(
+    "rmsnorm(Tensor x, Tensor weight, float epsilon, float offset, Tensor? added) -> (Tensor, Tensor, Tensor)",
+    _rmsnorm_work, _rmsnorm_shapes,
+)  # fmt: skip
+
+
+def rmsnorm_reference(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float) -> tuple[Tensor, Tensor]:
+    """As transformers has it: rounded to x's dtype before the weight, unless there is an offset."""
+    wide_MD = x_MD.to(torch.promote_types(x_MD.dtype, torch.float32))
+    inverse_M = torch.rsqrt(wide_MD.square().mean(-1) + epsilon)
+    normal_MD = wide_MD * inverse_M[:, None]
+    y_MD = (normal_MD * (offset + weight_D.to(wide_MD.dtype))).to(x_MD.dtype) if offset else weight_D * normal_MD.to(x_MD.dtype)
+    return y_MD, inverse_M
+
+
+def rmsnorm_backward(
+    dy_MD: Tensor, x_MD: Tensor, inverse_M: Tensor, weight_D: Tensor, offset: float = 0.0, added_MD: Tensor | None = None,
+    wants_weight: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Gradients of what was normed, plus `added` (what reaches it by other ways), and of the weight, float32 [D] (None unless wanted)."""
+    dx_MD, d_weight_D = _rmsnorm_backward(dy_MD, x_MD, inverse_M, weight_D, offset, added_MD, wants_weight)
+    return dx_MD, d_weight_D if wants_weight else None
+
+
+def _rmsnorm_backward_work(
+    dy_MD: Tensor, x_MD: Tensor, inverse_M: Tensor, weight_D: Tensor, offset: float, added_MD: Tensor | None, wants_weight: bool
+) -> tuple[Tensor, Tensor]:
+    native = fast(dy_MD, x_MD, weight_D, added_MD)
+    if native is None:
+        return rmsnorm_backward_reference(dy_MD, x_MD, inverse_M, weight_D, offset, added_MD, wants_weight)
+    dy_MD, x_MD, added_MD = dy_MD.contiguous(), x_MD.contiguous(), None if added_MD is None else added_MD.contiguous()
+    n, width = x_MD.shape
+    threads = n_threads(x_MD)
+    dx_MD = torch.empty_like(x_MD)
+    parts = torch.zeros(threads if wants_weight else 0, width, dtype=torch.float32)
+    native.library.tunesmith_rmsnorm_back(
+        native.path, threads, n, width, offset, dy_MD.data_ptr(), x_MD.data_ptr(), inverse_M.data_ptr(), weight_D.data_ptr(), _address(added_MD),
+        dx_MD.data_ptr(), _address(parts if wants_weight else None),
+    )  # fmt: skip
+    return dx_MD, parts.sum(0)
+
+
+def _rmsnorm_backward_shapes(
+    dy_MD: Tensor, x_MD: Tensor, inverse_M: Tensor, weight_D: Tensor, offset: float, added_MD: Tensor | None, wants_weight: bool
+) -> tuple[Tensor, Tensor]:
+    return x_MD.new_empty(x_MD.shape), inverse_M.new_empty(weight_D.shape)
+
+
+_rmsnorm_backward = operation(
+    "rmsnorm_backward(Tensor dy, Tensor x, Tensor inverse, Tensor weight, float offset, Tensor? added, bool wants_weight) -> (Tensor, Tensor)",
+    _rmsnorm_backward_work, _rmsnorm_backward_shapes,
+)  # fmt: skip
+
+
+def rmsnorm_backward_reference(
+    dy_MD: Tensor, x_MD: Tensor, inverse_M: Tensor, weight_D: Tensor, offset: float, added_MD: Tensor | None, wants_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """dx = (g - x̂ mean(g x̂)) / rms with g = dy (offset + weight), x̂ = x / rms; d weight = sum over rows of dy x̂."""
+    wide = torch.promote_types(x_MD.dtype, torch.float32)
+    normal_MD = x_MD.to(wide) * inverse_M[:, None]
+    g_MD = dy_MD.to(wide) * (offset + weight_D.to(wide))
+    dx_MD = (g_MD - normal_MD * (g_MD * normal_MD).mean(-1, keepdim=True)) * inverse_M[:, None]
+    if added_MD is not None:
+        dx_MD = dx_MD + added_MD
+    return dx_MD.to(x_MD.dtype), (dy_MD.to(wide) * normal_MD).sum(0) if wants_weight else normal_MD.new_zeros(x_MD.shape[1])
+
+
+# --- rotary positions -----------------------------------------------------------------------------------------------------
+
+
+def rotate_(x_MHD: Tensor, cos_MR: Tensor, sin_MR: Tensor, back: bool = False) -> Tensor:
+    """The first R numbers of each head turned in place: halves (a, b) become (a cos - b sin, b cos + a sin); `back`: its gradient.
+
+    cos_MR, sin_MR   of each token, as a model's rotary embedding makes them: [M, R], each half of R numbers for one half of the head
+    """
+    _rotate(x_MHD, cos_MR, sin_MR, back)
+    return x_MHD
+
+
+def _rotate_work(x_MHD: Tensor, cos_MR: Tensor, sin_MR: Tensor, back: bool) -> None:
+    native = fast(x_MHD, cos_MR, sin_MR)
+    if native is None or x_MHD.stride(1) != x_MHD.shape[2]:
+        x_MHD.copy_(rotate_reference(x_MHD, cos_MR, sin_MR, back))
+        return
+    n, heads, width = x_MHD.shape
+    cos_MR, sin_MR = cos_MR.contiguous(), sin_MR.contiguous()
+    native.library.tunesmith_rotary(
+        native.path, n_threads(x_MHD), n, heads, width, cos_MR.shape[1], x_MHD.stride(0), x_MHD.data_ptr(), cos_MR.data_ptr(), sin_MR.data_ptr(),
+        -1.0 if back else 1.0,
+    )  # fmt: skip
+    torch.autograd.graph.increment_version(x_MHD)
+
+
+_rotate = operation("rotate_(Tensor(a!) x, Tensor cos, Tensor sin, bool back) -> ()", _rotate_work, _in_place)
+
+
+def rotate_reference(x_MHD: Tensor, cos_MR: Tensor, sin_MR: Tensor, back: bool = False) -> Tensor:
+    turned, rest = x_MHD.tensor_split([cos_MR.shape[1]], -1)
+    cos, sin = cos_MR[:, None], sin_MR[:, None]
+
+    def half_turn(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return torch.cat([-second, first], -1)
+
+    answer = turned * cos - half_turn(turned * sin) if back else turned * cos + half_turn(turned) * sin
+    return torch.cat([answer, rest], -1)
+
+
+# --- gated activation -----------------------------------------------------------------------------------------------------
+
+
+def gate(kind: Activation, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
+    """activation(gate) * up."""
+    y_MF: Tensor = _gate(KINDS.index(kind), gate_MF, up_MF)
+    return y_MF
+
+
+def _gate_work(kind: int, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
+    native = fast(gate_MF, up_MF)
+    if native is None or gate_MF.stride(0) != up_MF.stride(0):
+        return gate_reference(KINDS[kind], gate_MF, up_MF)
+    y_MF = _gate_shapes(kind, gate_MF, up_MF)
+    n, width = gate_MF.shape
+    native.library.tunesmith_gate(
+        native.path, n_threads(gate_MF), kind, n, width, gate_MF.stride(0), gate_MF.data_ptr(), up_MF.data_ptr(), y_MF.data_ptr()
+    )
+    return y_MF
+
+
+def _gate_shapes(kind: int, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
+    return gate_MF.new_empty(gate_MF.shape)
+
+
+_gate = operation("gate(int kind, Tensor gate, Tensor up) -> Tensor", _gate_work, _gate_shapes)
+
+
+def gate_reference(kind: Activation, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
+    return _activated(kind, gate_MF) * up_MF
+
+
+def _activated(kind: Activation, x: Tensor) -> Tensor:
+    return torch.nn.functional.silu(x) if kind == "silu" else torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def gate_backward_(kind: Activation, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """activation(gate) * up once more, d gate and d up; in the memory of dy, gate and up, whose contents are lost."""
+    _gate_backward(KINDS.index(kind), dy_MF, gate_MF, up_MF)
+    return dy_MF, gate_MF, up_MF
+
+
+def _gate_backward_work(kind: int, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor) -> None:
+    native = fast(dy_MF, gate_MF, up_MF)
+    if native is None or gate_MF.stride(0) != up_MF.stride(0) or not dy_MF.is_contiguous():
+        for place, value in zip((dy_MF, gate_MF, up_MF), gate_backward_reference(KINDS[kind], dy_MF, gate_MF, up_MF), strict=True):
+            place.copy_(value)
+        return
+    n, width = gate_MF.shape
+    native.library.tunesmith_gate_back(
+        native.path, n_threads(gate_MF), kind, n, width, gate_MF.stride(0), dy_MF.data_ptr(), gate_MF.data_ptr(), up_MF.data_ptr()
+    )
+    for tensor in (dy_MF, gate_MF, up_MF):
+        torch.autograd.graph.increment_version(tensor)
+
+
+_gate_backward = operation("gate_backward_(int kind, Tensor(a!) dy, Tensor(b!) gate, Tensor(c!) up) -> ()", _gate_backward_work, _in_place)
+
+
+def gate_backward_reference(kind: Activation, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    value_MF, d_value_MF = _activated(kind, gate_MF), dy_MF * up_MF
+    if kind == "silu":
+        d_gate_MF = torch.ops.aten.silu_backward(d_value_MF, gate_MF)
+    else:
+        d_gate_MF = torch.ops.aten.gelu_backward(d_value_MF, gate_MF, approximate="tanh")
+    return value_MF * up_MF, d_gate_MF, dy_MF * value_MF
+
+
+# --- cross-entropy --------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy_(logits_NV: Tensor, target_N: Tensor, gradient: bool) -> Tensor:
+    """Sum over rows of -log softmax(logits)[target], float64; with `gradient` the logits become softmax - one-hot, in place."""
+    nll: Tensor = _cross_entropy(logits_NV, target_N, gradient)
+    return nll
+
+
+def _cross_entropy_work(logits_NV: Tensor, target_N: Tensor, gradient: bool) -> Tensor:
+    native = fast(logits_NV)
+    if native is None or not logits_NV.is_contiguous():
+        return cross_entropy_reference_(logits_NV, target_N, gradient)
+    n, n_words = logits_NV.shape
+    nll_N = torch.empty(n, dtype=torch.float64)
+    if native.library.tunesmith_cross_entropy(
+        native.path, n_threads(logits_NV), n, n_words, logits_NV.data_ptr(), target_N.contiguous().data_ptr(), gradient, nll_N.data_ptr()
+    ):
+        raise MemoryError("no memory for the rows of the loss")
+    torch.autograd.graph.increment_version(logits_NV)
+    return nll_N.sum()
+
+
+def cross_entropy_reference_(logits_NV: Tensor, target_N: Tensor, gradient: bool) -> Tensor:
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    log_share_NV = torch.log_softmax(wide_NV, -1)
+    nll = -log_share_NV.gather(1, target_N[:, None]).double().sum()
+    if gradient:
+        share_NV = log_share_NV.exp()
+        share_NV.scatter_add_(1, target_N[:, None], share_NV.new_full((len(target_N), 1), -1.0))
+        logits_NV.copy_(share_NV)
+    return nll
+
+
+_cross_entropy = operation(
+    "cross_entropy_(Tensor(a!) logits, Tensor target, bool gradient) -> Tensor", _cross_entropy_work,
+    lambda logits_NV, target_N, gradient: logits_NV.new_empty((), dtype=torch.float64),
+)  # fmt: skip
