@@ -44,6 +44,30 @@ def test_where_losses_part_is_told_to_the_last_bit(a, b, words):
     assert losses(a, b).words == words
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        (
+            logged(5.0, 4.0, 3.0, 2.0)[2:],
+            logged(5.0, 4.0, 3.0, 2.0),
+            "bit-equal at all 2 steps that both logged; the log of a lacks steps 1 to 2",
+        ),
+        (
+            [*logged(3.0, 2.0, 1.0, 0.5)[::2]],
+            logged(3.0, 2.0, 1.5, 0.5),
+            "bit-equal at the steps that both logged up to step 1; at step 3 1 and 1.5; 3 steps in a, 4 in b; the log of a lacks step 2",
+        ),
+        (
+            logged(3.0, 2.0)[1:],
+            [row for row in logged(3.0, 2.0, 1.0) if row["step"] != 2],
+            "no step is logged in both; 2 steps in a, 3 in b; the log of a lacks step 1; the log of b lacks step 2",
+        ),
+    ],
+)
+def test_steps_that_a_log_lacks_are_not_said_to_be_equal(a, b, words):
+    assert losses(a, b).words == words
+
+
 def test_a_file_that_was_moved_is_the_same_and_one_that_was_changed_is_not():
     a = {"/old/train.jsonl": {"rows": 8, "sha256": "aa"}, "/old/test.jsonl": {"rows": 2, "sha256": "bb"}}
     moved = {path.replace("old", "new"): facts for path, facts in a.items()}
@@ -123,6 +147,7 @@ def test_the_verdict_is_one_line_for_every_case():
     assert verdict(computed={"machine.threads": (1, 2), "base.fingerprint": ("a", "b")}) == (
         "same weights, bit for bit: base and threads differ; configs and data equal"
     )
+    assert verdict(other_output=True) == "same weights, bit for bit; configs (but for output), data, base and environment equal"
     assert "report it" in verdict(weights=differ)
     unknown = verdict(weights=differ, not_recorded={"a": ["base", "environment"], "b": []})
     assert unknown.endswith("although configs and data equal: what is not recorded decides")
@@ -133,7 +158,8 @@ def test_a_run_differs_from_itself_in_nothing(tmp_path: Path):
     a = run_of(tmp_path / "a", torch.ones(2))
     found = compare(a, a)
     assert (found.config, found.data, found.computed) == ({}, {}, {})
-    assert found.weights.equal
+    assert found.weights.equal and not found.other_output
+    assert compare(a, run_of(tmp_path / "b", torch.ones(2))).other_output
 
 
 def test_micro_batches_that_were_halved_for_want_of_memory_explain_other_sums(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.config import validate
 from tunesmith.errors import BadInput, MachineFailed
-from tunesmith.files import explain_disk
+from tunesmith.files import explain_disk, must_be_new
 from tunesmith.runs import RunFolder, list_runs
 
 
@@ -31,6 +31,23 @@ def test_an_output_that_is_a_file_is_said_to_be_one(tmp_path: Path):
     with pytest.raises(BadInput, match="the output is a file"):
         create(tmp_path / "run")
     assert (tmp_path / "run").read_text() == "precious"
+
+
+def test_an_output_below_a_file_names_the_file(tmp_path: Path):
+    (tmp_path / "notes").write_text("precious")
+    with pytest.raises(BadInput, match=f"{tmp_path / 'notes'} is a file, and the output would lie in it"):
+        create(tmp_path / "notes" / "runs" / "x")
+    with pytest.raises(BadInput, match="is a file, and the output would lie in it"):
+        must_be_new(tmp_path / "notes" / "model")
+
+
+def test_a_run_that_is_being_trained_is_not_offered_to_be_resumed(tmp_path: Path):
+    for state in ("running", "failed"):  # failed: what a resumed run has in its status until it is prepared
+        folder = create(tmp_path / state)
+        folder.set_status(state=state)
+        with folder.only_process(), pytest.raises(BadInput, match="another process is training a run in this folder") as caught:
+            create(folder.path)
+        assert "resume" not in caught.value.fix
 
 
 def test_nothing_that_is_there_is_ever_overwritten(tmp_path: Path):
@@ -112,6 +129,44 @@ def test_a_folder_that_is_no_run_names_the_nearest(tmp_path: Path):
     with pytest.raises(BadInput) as caught:
         RunFolder.open(tmp_path / "spma")
     assert "spam" in caught.value.fix
+
+
+def no_run(path: Path) -> BadInput:
+    with pytest.raises(BadInput) as caught:
+        RunFolder.open(path)
+    return caught.value
+
+
+def test_what_is_no_run_folder_is_told_apart(tmp_path: Path):
+    assert no_run(tmp_path / "nope").what == "there is no such run folder"
+    (tmp_path / "full").mkdir()
+    assert no_run(tmp_path / "full").what == "this is not a run folder: it has no config.yaml"
+    (tmp_path / "s.yaml").write_text("model: acorn")
+    file = no_run(tmp_path / "s.yaml")
+    assert (file.what, file.fix) == ("this is a file, and a run is a folder", f"tunesmith train {tmp_path / 's.yaml'} starts a run")
+
+
+def test_a_run_whose_config_is_lost_is_not_taken_for_another_run(tmp_path: Path):
+    create(tmp_path / "run-2")
+    folder = create(tmp_path / "run")
+    (folder.path / "config.yaml").unlink()
+    lost = no_run(folder.path)
+    assert lost.what == "the config.yaml of this run is lost" and "this run began with: tunesmith train x.yaml" in lost.fix
+    (folder.checkpoints / "step-00000001").mkdir(parents=True)
+    assert no_run(folder.path).fix.startswith(folder.resume_command)
+
+
+def test_what_is_set_aside_never_replaces_what_was_set_aside_before(tmp_path: Path):
+    folder = create(tmp_path / "run")
+    place = folder.checkpoints / "step-00000001"
+    for text in ("first", "second"):
+        place.mkdir(parents=True)
+        (place / "state.json").write_text(text)
+        (folder.path / "metrics.jsonl").write_text(text)
+        said = folder.set_aside([place])
+    assert said == "metrics.before-2.jsonl, checkpoints/damaged-step-00000001-2"
+    kept = [*folder.path.glob("metrics*"), *folder.checkpoints.glob("*/state.json")]
+    assert sorted(path.read_text() for path in kept) == ["first", "first", "second", "second"]
 
 
 def test_a_run_that_ended_before_its_first_step_makes_room_for_the_same_command(tmp_path: Path):

@@ -100,14 +100,14 @@ def _say_plan(run: Run) -> None:
 
 def plan(
     config: Run | str | Path | Mapping[str, Any], *, devices: str | None = None, price_per_hour: float | None = None, tflops: float | None = None,
-    sets: Sequence[str] = (),
+    sets: Sequence[str] = (), spelled: Mapping[str, str] | None = None,
 ) -> planning.Plan:  # fmt: skip
     """Memory, time and disk of a run before it is started, by each method, and where it fits.
 
     config    a config, a run folder, or only a model: a folder with a config.json, or that file; no weights are needed
     devices   "24,2x80": by gigabytes of memory, several as 2x80; "none"; by default the usual cards
     tflops    10^12 operations a second of matrix products to reckon with, in place of this machine's own rates
-    sets      as `--set` takes them: "training.max_length=2048"
+    sets      as `--set` takes them: "training.max_length=2048"; spelled: how the user wrote those that were flags
     """
     wanted = devices_of(devices)
     if isinstance(config, Run | Mapping):
@@ -115,11 +115,11 @@ def plan(
     path = Path(config)
     place = path / "config.yaml" if (path / "config.yaml").is_file() else path
     if path.suffix in (".yaml", ".yml") or place != path:
-        run, said = load_run(place, sets)
+        run, said = load_run(place, sets, spelled)
         for line in said:
             say(line)
         return planning.make(run, wanted, price_per_hour, tflops)
-    run, _ = validate({"model": str(config), "data": {"train": "none"}}, str(config), sets)
+    run, _ = validate({"model": str(config), "data": {"train": "none"}}, str(config), sets, spelled=spelled)
     return planning.make(run, wanted, price_per_hour, tflops, has_rows=any(text.startswith("data.train=") for text in sets))
 
 
@@ -159,6 +159,7 @@ def resume(path: str | Path) -> RunFolder:
 
     Of a run that is done nothing is left to do, and that is no error: whoever starts jobs anew cannot know that one ended as it was killed.
     """
+    resuming.mend_config(RunFolder(Path(path)))
     folder = RunFolder.open(path)
     distributed.start(folder.run().training.heartbeat_seconds)
     with distributed.ending_together():

@@ -10,11 +10,11 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -27,6 +27,8 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
+# UsageError, typer's own or click's: that depends on typer's version, and this name is in all of them
+USAGE = cast(type[Exception], typer.BadParameter.__bases__[0])
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the config, as training.epochs=2; repeatable.")
@@ -46,10 +48,14 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with _signals_stop() as stopped:
-            app(prog_name="tunesmith", standalone_mode=True)
+            raise SystemExit(app(prog_name="tunesmith", standalone_mode=False) or 0)  # typer's own mode prints errors in a box
     except TunesmithError as error:
         _fail(str(error), error.exit_code, error)
-    except KeyboardInterrupt:
+    except USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed
+            raise SystemExit(2) from None
+        _fail(str(_of_usage(error)), 2, error)
+    except (KeyboardInterrupt, typer.Abort):
         _fail(_stopped(), 130)
     except SystemExit as end:
         if end.code == 130:  # typer's word for Ctrl-C inside a command
@@ -76,6 +82,26 @@ def main() -> None:
             1,
             error,
         )
+
+
+def _of_usage(error: Any) -> BadInput:
+    """What typer says of a command line that it cannot read, as an error of ours."""
+    command = error.ctx.command_path if error.ctx is not None else "tunesmith"
+    what = error.format_message().rstrip(".")
+    fix = f"{command} --help"
+    if command == "tunesmith resume" and getattr(error, "option_name", "") == "--set":
+        fix = f"a run goes on as its config.yaml says: edit that, then resume; {fix}"
+    return BadInput(what[0].lower() + what[1:], where=command, fix=fix)
+
+
+def _spelled(flags: Mapping[str, Any]) -> dict[str, str]:
+    """Flags that were given, as overrides of keys → as they were typed."""
+    named = {"data.train": "data", "data.answer_schema": "schema"}
+    return {
+        f"{key}={json.dumps(value)}": f"--{named.get(key, key.rpartition('.')[2].replace('_', '-'))} {value}"
+        for key, value in flags.items()
+        if value is not None
+    }
 
 
 @contextmanager
@@ -199,10 +225,7 @@ def train(
         "data.validation": _share_or_file(validation), "data.test": _share_or_file(test), "training.epochs": epochs, "training.batch_size": batch_size,
         "training.learning_rate": learning_rate, "lora.rank": rank, "training.max_length": max_length, "training.seed": seed,
     }  # fmt: skip
-    spelled = {
-        f"{key}={json.dumps(value)}": f"--{key.rpartition('.')[2].replace('_', '-') if key != 'data.train' else 'data'} {value}"
-        for key, value in flags.items() if value is not None
-    }  # fmt: skip
+    spelled = _spelled(flags)
     overrides = [*spelled, *(sets or [])]
     if config is not None:
         _must_be_a_config(config)
@@ -281,10 +304,7 @@ def check(
         "model": model, "data.prompt": prompt, "data.completion": completion, "data.validation": _share_or_file(validation),
         "data.test": _share_or_file(test), "data.answer_schema": str(schema) if schema is not None else None, "training.max_length": max_length,
     }  # fmt: skip
-    spelled = {
-        f"{key}={json.dumps(value)}": f"--{'schema' if key == 'data.answer_schema' else key.rpartition('.')[2].replace('_', '-')} {value}"
-        for key, value in flags.items() if value is not None
-    }  # fmt: skip
+    spelled = _spelled(flags)
     from tunesmith import preflight
     from tunesmith.progress import say
 
@@ -415,8 +435,9 @@ def plan(
     """Say what a run would need before it is started: memory by kind, time, disk, and on which devices it fits."""
     from tunesmith import api
 
-    given = [f"training.max_length={max_length}"] if max_length is not None else []
-    found = api.plan(config, devices=devices, price_per_hour=price_per_hour, tflops=tflops, sets=[*given, *(sets or [])])
+    spelled = _spelled({"training.max_length": max_length})
+    overrides = [*spelled, *(sets or [])]
+    found = api.plan(config, devices=devices, price_per_hour=price_per_hour, tflops=tflops, sets=overrides, spelled=spelled)
     if as_json:
         _print(found.as_json())
     else:
@@ -678,11 +699,7 @@ def show(
         "model": model, "data.prompt": prompt, "data.completion": completion, "data.validation": _share_or_file(validation),
         "data.test": _share_or_file(test), "training.max_length": max_length,
     }  # fmt: skip
-    spelled = {
-        f"{key}={json.dumps(value)}": f"--{key.rpartition('.')[2].replace('_', '-')} {value}"
-        for key, value in flags.items()
-        if value is not None
-    }
+    spelled = _spelled(flags)
     from tunesmith import paint
 
     _must_be_a_page(html)

@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,37 @@ class Result:
 
 @dataclass(frozen=True)
 class Losses:
-    """Logged losses, step by step. equal_up_to: the last step before the first difference; None where no step is logged in both."""
+    """Logged losses, step by step. equal_up_to: the last step before the first difference; None where no step is logged in both.
+
+    gaps     of a and of b: first and last step of each stretch before its last step that its log lacks
+    n_both   steps that are logged in both
+    """
 
     steps: tuple[int, int]
     equal_up_to: int | None
     first_difference: Mapping[str, Any] | None
+    gaps: tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]] = ((), ())
+    n_both: int = 0
 
     @property
     def words(self) -> str:
         more = "" if self.steps[0] == self.steps[1] else f"; {self.steps[0]:,} steps in a, {self.steps[1]:,} in b"
+        lacking = [
+            f"; the log of {name} lacks {_and(list(map(_stretch, gaps)))}" for name, gaps in zip("ab", self.gaps, strict=True) if gaps
+        ]
+        both = " that both logged" if lacking else " that both took" if more else ""
+        more += "".join(lacking)
         if self.equal_up_to is None:
             return f"no step is logged in both{more}"
         if self.first_difference is None:
-            return f"bit-equal at all {counted(self.equal_up_to, 'step')}" + (" that both took" if more else "") + more
+            return f"bit-equal at all {counted(self.n_both, 'step')}{both}{more}"
         first = self.first_difference
         what = "" if first["what"] == "loss" else f"the {first['what'].replace('_', ' ')} is "
         at = f"at step {first['step']:,} {what}{first['a']:.9g} and {first['b']:.9g}"
-        return (f"bit-equal up to step {self.equal_up_to:,}; {at}" if self.equal_up_to else f"different from the beginning: {at}") + more
+        where = f"at the steps{both} " if lacking else ""
+        return (
+            f"bit-equal {where}up to step {self.equal_up_to:,}; {at}" if self.equal_up_to else f"different from the beginning: {at}"
+        ) + more
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two runs a and b. computed: base, machine and environment; not_recorded: what one of them, made by an older version, does not say."""
+    """Of two runs a and b. computed: base, machine and environment; not_recorded: what one of them, made by an older version, does not say.
+
+    other_output   the configs name different outputs, which is no difference of what was computed
+    """
 
     runs: tuple[str, str]
     config: Pairs
@@ -97,6 +115,7 @@ class Difference:
     results: dict[str, Result]
     losses: Losses
     weights: Weights
+    other_output: bool = False
 
     @property
     def verdict(self) -> str:
@@ -108,6 +127,7 @@ class Difference:
         unknown = {what for each in self.not_recorded.values() for what in each}
         named = {"configs": self.config, "data": self.data, "base": base, "environment": environment}
         equal = [name for name, found in named.items() if not found and name not in unknown]
+        equal = ["configs (but for output)" if name == "configs" and self.other_output else name for name in equal]
         is_equal = f"{_and(equal)} equal" if equal else ""
         if differing:
             shown = _and([*differing[:5], *([f"{len(differing) - 5} more"] if len(differing) > 5 else [])])
@@ -148,6 +168,7 @@ def compare(a: RunFolder, b: RunFolder) -> Difference:
         results=results(a, b),
         losses=losses(a.metrics(), b.metrics()),
         weights=weights(a, b),
+        other_output=settings[0].get("output") != settings[1].get("output"),
     )  # fmt: skip
 
 
@@ -178,12 +199,24 @@ def losses(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Lo
     of_each = [{(row["step"], what): row[what] for row in rows for what in ("loss", "validation_loss") if what in row} for rows in (a, b)]
     n_steps = [max((step for step, _ in logged), default=0) for logged in of_each]
     shared = sorted(set(of_each[0]) & set(of_each[1]))
+    gaps = (_gaps([step for step, what in of_each[0] if what == "loss"]), _gaps([step for step, what in of_each[1] if what == "loss"]))
+    n_both = len({step for step, _ in shared})
     first = next(((step, what) for step, what in shared if of_each[0][step, what] != of_each[1][step, what]), None)
     if first is None:
-        return Losses((n_steps[0], n_steps[1]), shared[-1][0] if shared else None, None)
+        return Losses((n_steps[0], n_steps[1]), shared[-1][0] if shared else None, None, gaps, n_both)
     before = max((step for step, what in shared if (step, what) < first), default=0)
     difference = {"step": first[0], "what": first[1], "a": of_each[0][first], "b": of_each[1][first]}
-    return Losses((n_steps[0], n_steps[1]), min(before, first[0]), difference)
+    return Losses((n_steps[0], n_steps[1]), min(before, first[0]), difference, gaps, n_both)
+
+
+def _gaps(steps: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each stretch of steps that is missing before the last one."""
+    known = [0, *sorted(set(steps))]
+    return [(one + 1, other - 1) for one, other in pairwise(known) if other > one + 1]
+
+
+def _stretch(gap: tuple[int, int]) -> str:
+    return f"step {gap[0]:,}" if gap[0] == gap[1] else f"steps {gap[0]:,} to {gap[1]:,}"
 
 
 def results(a: RunFolder, b: RunFolder) -> dict[str, Result]:

@@ -110,6 +110,13 @@ def must_be_new(output: Path) -> None:
             folder.rmdir()
 
 
+def must_have_folders(output: Path) -> None:
+    """Refuse an output below something that is a file."""
+    for parent in output.parents:
+        if parent.is_file():
+            raise BadInput(f"{parent} is a file, and the output would lie in it", where=str(output), fix="choose another output")
+
+
 @contextmanager
 def new_folder(folder: Path, n_bytes: int = 0) -> Iterator[Path]:
     """A folder to be made and filled; when the block ends it takes the place of `folder`, and if the block fails nothing is left of it."""

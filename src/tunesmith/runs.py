@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tunesmith import __version__
 from tunesmith.config import Run, load_run, to_yaml, with_absolute_paths
 from tunesmith.errors import BadInput, DiskRefused, MachineFailed, nearest
-from tunesmith.files import clear_leftovers, explain_disk, is_leftover, sync, write_json, write_text
+from tunesmith.files import clear_leftovers, explain_disk, is_leftover, must_have_folders, sync, write_json, write_text
 from tunesmith.kill_points import reached
 from tunesmith.progress import counted, say
 
@@ -51,6 +52,13 @@ class RunFolder:
     @classmethod
     def must_be_free(cls, path: Path) -> None:
         """Refuse a place for a new run that holds anything but a run that never began."""
+        must_have_folders(path)
+        if path.is_dir() and sys.platform != "win32" and cls(path)._is_held():
+            raise BadInput(
+                "another process is training a run in this folder",
+                where=str(path),
+                fix="wait for it, or stop it first; or choose another output",
+            )
         if path.exists() and not cls(path)._never_began():
             if (path / "config.yaml").is_file():
                 done = cls(path).status().get("state") == "done"
@@ -139,13 +147,42 @@ class RunFolder:
     def open(cls, path: str | Path) -> "RunFolder":
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            near = [str(p.parent) for p in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
-            raise BadInput(
-                "this is not a run folder: it has no config.yaml",
-                where=str(path),
-                fix=nearest(str(path), near) if near else "tunesmith runs lists them",
-            )
+            raise cls(path)._no_run()
         return cls(path)
+
+    def _no_run(self) -> BadInput:
+        """Why nothing can be opened here: not there, a file, another folder, or a run whose config is lost."""
+        if self.path.is_file():
+            is_config = self.path.suffix in (".yaml", ".yml")
+            fix = f"tunesmith train {shlex.quote(str(self.path))} starts a run" if is_config else "tunesmith runs lists run folders"
+            return BadInput("this is a file, and a run is a folder", where=str(self.path), fix=fix)
+        saved = any(p.name.removeprefix("step-").isdigit() for p in self.checkpoints.glob("step-*"))
+        if saved or (self.path / "status.json").is_file():
+            again = f"{self.resume_command}: it writes config.yaml again as the newest checkpoint has it"
+            fix = again if saved else f"nothing was saved to go on from: begin again with another output{self._begun_by()}"
+            return BadInput("the config.yaml of this run is lost", where=str(self.path), fix=fix)
+        what = "this is not a run folder: it has no config.yaml" if self.path.exists() else "there is no such run folder"
+        parent = self.path.parent
+        near = [str(p.parent) for p in parent.glob("*/config.yaml")] if parent.is_dir() else []
+        return BadInput(what, where=str(self.path), fix=nearest(str(self.path), near) if near else "tunesmith runs lists them")
+
+    def _begun_by(self) -> str:
+        """The command that began the run, in words; nothing where it is not known."""
+        try:
+            command = self.status().get("command")
+        except BadInput:
+            command = None
+        return f" (this run began with: {command})" if command else ""
+
+    def restore_config(self, run: Run | None) -> None:
+        """Write config.yaml again, which was lost; None: what it said is not known."""
+        if run is None:
+            raise BadInput(
+                "the config.yaml of this run is lost, and no whole checkpoint holds what it said", where=str(self.path),
+                fix=f'write config.yaml again: "settings" in a state.json below checkpoints/ are its keys{self._begun_by()}',
+            )  # fmt: skip
+        write_text(self.path / "config.yaml", to_yaml(run))
+        say(f"{self.path / 'config.yaml'} was lost, and is written again as the newest checkpoint has it")
 
     @property
     def name(self) -> str:
@@ -230,6 +267,21 @@ class RunFolder:
         with explain_disk(self.path), suppress(FileNotFoundError):
             sync(self.path / "metrics.jsonl")
 
+    def set_aside(self, damaged: Sequence[Path]) -> str:
+        """Give damaged checkpoints, and the log of the steps that led to them, names under which a run that begins again leaves them alone.
+
+        Returns the new names, in words.
+        """
+        kept = []
+        with explain_disk(self.path):
+            # the log first: killed after it, the checkpoints are still here and tell the next start to go on with this
+            for path in [self.path / "metrics.jsonl", *damaged]:
+                if path.exists():
+                    name = f"{path.stem}.before{path.suffix}" if path.is_file() else f"damaged-{path.name}"
+                    kept.append(_rename(path, name).relative_to(self.path).as_posix())
+                    sync(path.parent)
+        return ", ".join(kept)
+
     def metrics(self) -> list[dict[str, Any]]:
         return [row for _, row in self._logged()[0]]
 
@@ -270,6 +322,12 @@ class RunFolder:
             which = f"{n_missing:,} of the first {counted(step, 'step')}"
             said.append(f"metrics.jsonl: lines are missing for {which}; the weights do not depend on them")
         return said
+
+
+def _rename(path: Path, name: str) -> Path:
+    """To this name beside it, or with a number where there is something of that name."""
+    free = next(p for n in count(1) if not (p := path.with_name(name if n == 1 else f"{Path(name).stem}-{n}{Path(name).suffix}")).exists())
+    return path.rename(free)
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -139,6 +139,34 @@ def test_a_misspelt_option_is_named_as_it_was_typed(train: Train):
     refused(train("--epochs", "0"), '"training.epochs" cannot be 0', "--epochs 0", "passes over the training rows")
 
 
+def test_a_flag_is_named_as_it_was_typed_by_plan_too(tiny):
+    refused(run_here("plan", tiny, "--max-length", "0"), '"training.max_length" cannot be 0', "--max-length 0", "training.max_length")
+
+
+@pytest.mark.parametrize(
+    ("command", "what", "where", "fix"),
+    [
+        (["plan"], "missing argument 'config'", "tunesmith plan", "tunesmith plan --help"),
+        (["diff", "runs/s"], "missing argument 'b'", "tunesmith diff", "tunesmith diff --help"),
+        (["resume", "runs/x", "--set", "a=b"], "no such option: --set", "tunesmith resume", "config.yaml"),
+        (["train", "--epochs", "many"], "invalid value for '--epochs'", "tunesmith train", "tunesmith train --help"),
+        (["check", "x", "--lines", "0"], "invalid value for '--lines'", "tunesmith check", "tunesmith check --help"),
+        (["runs", "a", "b"], "extra argument", "tunesmith runs", "tunesmith runs --help"),
+        (["trian"], "no such command 'trian'", "tunesmith", "tunesmith --help"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_refused_in_three_lines(command, what, where, fix):
+    said = run_here(*command)
+    lines = said.err.lower().splitlines()
+    assert [line.split()[0] for line in lines] == ["error:", "where:", "fix:"] and said.out == "" and said.code == 2
+    assert what in lines[0] and lines[1].endswith(where) and lines[2].endswith(f"{where} --help") and fix in lines[2]
+
+
+def test_no_command_at_all_prints_the_help():
+    said = run_here()
+    assert said.code == 2 and "Usage: tunesmith" in said.out + said.err and "error: " not in said.err
+
+
 # --- models and adapters ------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +255,32 @@ def test_a_run_that_is_done_is_left_as_it_is_and_other_folders_are_refused(train
     assert "this run is done, and nothing is left to do" in again.out + again.err
     assert tree(trained) == before
     refused(run_here("resume", tiny), "not a run folder", tiny)
-    refused(run_here("resume", trained.with_name("colour")), "not a run folder", "colour", f'did you mean "{trained}"')
+    refused(run_here("resume", trained.with_name("colour")), "no such run folder", "colour", f'did you mean "{trained}"')
+
+
+def test_an_output_below_a_file_is_refused_before_anything_is_read(train: Train):
+    Path("afile").write_text("precious")
+    refused(train(output="afile/x"), "afile is a file, and the output would lie in it", "afile/x", "another output")
+
+
+def test_a_config_that_is_lost_is_written_again_from_a_checkpoint(interrupted):
+    folder = interrupted()
+    config = folder / "config.yaml"
+    before = config.read_bytes()
+    config.unlink()
+    refused(run_here("eval", folder), "the config.yaml of this run is lost", str(folder), f"tunesmith resume {folder}")
+    said = run_here("resume", folder)
+    finished(said)
+    assert f"{config} was lost, and is written again as the newest checkpoint has it" in said.err
+    assert config.read_bytes() == before
+
+
+def test_a_config_that_no_whole_checkpoint_holds_is_said_to_be_lost(interrupted):
+    folder = interrupted()
+    (folder / "config.yaml").unlink()
+    for state in folder.glob("checkpoints/*/state.json"):
+        state.write_bytes(state.read_bytes() + b" ")
+    refused(run_here("resume", folder), "no whole checkpoint holds what it said", str(folder), "this run began with: tunesmith train")
 
 
 def test_data_that_changed_since_the_run_began_are_noticed(tiny, interrupted):

@@ -65,6 +65,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on_to_the_same_result(tin
     said = run_here(*shlex.split(command)[1:])
     finished(said)
     assert f"going on after step {step} of 90" in said.err
+    assert "metrics.jsonl" not in said.err, "the log is as the checkpoint holds it"
     same_result(folder, uninterrupted)
 
 

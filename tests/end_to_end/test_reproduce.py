@@ -32,7 +32,7 @@ def test_the_config_of_a_run_folder_gives_the_same_weights_to_the_last_bit(train
     finished(again)
     assert result_of("runs/y") == result_of("runs/x") != {}
     assert losses_of("runs/y") == losses_of("runs/x")
-    assert "against runs/x: same weights, bit for bit; configs, data, base and environment equal" in again.err
+    assert "against runs/x: same weights, bit for bit; configs (but for output), data, base and environment equal" in again.err
 
 
 def test_another_process_in_another_folder_makes_the_same_weights(train: Train, tmp_path):

@@ -147,9 +147,9 @@ ADAPTERS = {
     "config: a key twice": (lambda f: written("adapter_config.json", twice((f / "adapter_config.json").read_text(), "r"))(f), "r stands there twice"),
     "config: a number of 5,000 digits": (written("adapter_config.json", '{"r": ' + "9" * 5000 + "}"), "cannot be read"),
     "config: half a character": (written("adapter_config.json", '{"peft_type": "\\ud800"}'), "half a character"),
-    "config: a pipe": (piped("adapter_config.json"), "has no adapter_config.json"),
+    "config: a pipe": (piped("adapter_config.json"), "adapter_config.json is no ordinary file"),
     "config: a link to /etc/passwd": (linked("adapter_config.json", "/etc/passwd"), "link that leads out of the folder"),
-    "config: a link to /dev/zero": (linked("adapter_config.json", "/dev/zero"), "has no adapter_config.json"),
+    "config: a link to /dev/zero": (linked("adapter_config.json", "/dev/zero"), "adapter_config.json is no ordinary file"),
     "config: a link to itself": (linked("adapter_config.json", "adapter_config.json"), "has no adapter_config.json"),
     "config: missing": (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json"),
     # its values
@@ -157,14 +157,15 @@ ADAPTERS = {
     "a kind that is none": (adapter_json(peft_type={"a": []}), "not LORA"),
     "rank zero": (adapter_json(r=0), "r should be a positive number"),
     "rank below zero": (adapter_json(r=-8), "r should be a positive number"),
-    "rank of a million": (adapter_json(r=999_999), "r should be a whole number up to 65,536"),
-    "rank of 10^30": (adapter_json(r=10**30), "r should be a positive number"),
+    "rank of a million": (adapter_json(r=999_999), "r is too large: it should be at most 65,536, not 999999"),
+    "rank of 10^30": (adapter_json(r=10**30), "r is too large"),
     "rank one half": (adapter_json(r=0.5), "r should be a whole number"),
     "rank a text": (adapter_json(r="__import__('os')"), "r should be a positive number"),
     "rank true": (adapter_json(r=True), "r should be a positive number"),
     "rank another than the file's": (adapter_json(r=8), "the rank of lora_A is 4, adapter_config.json says 8"),
     "alpha NaN": (written("adapter_config.json", '{"peft_type": "LORA", "r": 4, "lora_alpha": NaN}'), "lora_alpha should be a positive number"),
     "alpha 1e999": (written("adapter_config.json", '{"peft_type": "LORA", "r": 4, "lora_alpha": 1e999}'), "lora_alpha should be a positive number"),
+    "alpha 1e308": (adapter_json(lora_alpha=1e308), r"lora_alpha is too large: it should be at most 1,000,000, not 1e\+308"),
     "dropout of one": (adapter_json(lora_dropout=1.0), "lora_dropout should be below 1"),
     "dropout a list": (adapter_json(lora_dropout=[0.1]), "lora_dropout should be below 1"),
     "a regular expression that never ends": (adapter_json(target_modules=r"(a+)+$"), r"regular expression, '\(a\+\)\+\$', which is never run"),
@@ -173,13 +174,18 @@ ADAPTERS = {
     "a regular expression of layers": (adapter_json(layers_pattern="(a*)*"), "layers_pattern holds a regular expression"),
     "a regular expression of ranks": (adapter_json(rank_pattern={"(a+)+$": 4}), "rank_pattern holds a regular expression"),
     "a regular expression of alphas": (adapter_json(alpha_pattern={r"^model\.(.*)*x": 4}), "alpha_pattern holds a regular expression"),
-    "a path for a layer": (adapter_json(target_modules=["../../q_proj"]), "regular expression, '../../q_proj'"),
+    "a path for a layer": (adapter_json(target_modules=["../../q_proj"]), "target_modules holds a text that is no name of a layer, '../../q_proj'"),
     "layers as numbers": (adapter_json(target_modules=[1, 2]), "target_modules should be names of layers"),
     "layers as a mapping": (adapter_json(target_modules={"q_proj": 1}), "target_modules should be names of layers"),
     "a hundred thousand and one layers": (adapter_json(target_modules=["q"] * 100_001), "target_modules should be names of layers"),
     "a rank pattern of texts": (adapter_json(rank_pattern={"q_proj": "4"}), "rank_pattern should give layers positive numbers"),
     "a rank pattern as a list": (adapter_json(rank_pattern=["q_proj"]), "rank_pattern should give layers positive numbers"),
     "numbers of layers below zero": (adapter_json(layers_to_transform=[-1]), "layers_to_transform should be numbers of layers"),
+    "a layer that neither file nor base has": (adapter_json(layers_to_transform=[99999]), "adapter_config.json leaves it out .*layers_to_transform"),
+    "one layer of the two in the file": (adapter_json(layers_to_transform=0), r"layers\.1\.\S+: the file has it, and adapter_config.json leaves it out"),
+    "numbers of something else": (adapter_json(layers_to_transform=[0, 1], layers_pattern="h"), "leaves it out .*layers_pattern"),
+    "names of fewer layers": (adapter_json(target_modules=["q_proj"]), "mlp.down_proj: the file has it, and adapter_config.json leaves it out"),
+    "a layer that is left out": (adapter_json(exclude_modules=["q_proj"]), "leaves it out .*exclude_modules"),
     "a base that is no text": (adapter_json(base_model_name_or_path=["a"]), "base_model_name_or_path should be a text"),
     "a base that clears the screen": (adapter_json(base_model_name_or_path="\x1b[2Jgood"), "base_model_name_or_path should be a text"),
     "a base that reads backwards": (adapter_json(base_model_name_or_path="a\u202eb"), "base_model_name_or_path should be a text"),
@@ -192,8 +198,10 @@ ADAPTERS = {
     "weights: missing, a pickle there": (moved(WEIGHTS, "adapter_model.bin"), "adapter_model.bin is a pickle and is never read"),
     "weights: a pickle of that name": (written(WEIGHTS, b"\x80\x04\x95cos\nsystem\n(S'id'\ntR."), "weights cannot be read"),
     "weights: a link to /etc/passwd": (linked(WEIGHTS, "/etc/passwd"), "link that leads out of the folder"),
-    "weights: a pipe": (piped(WEIGHTS), "has no adapter_model.safetensors"),
-    "weights: empty": (written(WEIGHTS, b""), "weights cannot be read"),
+    "weights: a pipe": (piped(WEIGHTS), "adapter_model.safetensors is no ordinary file"),
+    "weights: a folder": (lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).mkdir()), "adapter_model.safetensors is no ordinary file"),
+    "weights: empty": (written(WEIGHTS, b""), "weights cannot be read: the file is empty"),
+    "weights: of five bytes": (written(WEIGHTS, b"\x00" * 5), "the file is 5 bytes long, too short for a header"),
     "header: of 2^63 bytes": (length_of(WEIGHTS, 2**63 - 1), "its header should be 9,223,372,036,854,775,807 bytes long"),
     "header: of no bytes": (length_of(WEIGHTS, 0), "its header should be 0 bytes long"),
     "header: longer than the limit": (written(WEIGHTS, struct.pack("<Q", 17 << 20) + b" " * (17 << 20)), "more than 16,777,216"),
@@ -218,6 +226,7 @@ ADAPTERS = {
     # its tensors
     "tensors: NaN": (tensors_with(WEIGHTS, lambda t: t[B][1].fill_(float("nan"))), "holds NaN or inf in .*q_proj.lora_B"),
     "tensors: infinite": (tensors_with(WEIGHTS, lambda t: t[A].fill_(float("inf"))), "holds NaN or inf in .*q_proj.lora_A"),
+    "tensors: times 10^30": (tensors_with(WEIGHTS, lambda t: [t[k].mul_(1e30) for k in t]), "with this adapter the model answers with NaN or inf"),
     "tensors: whole numbers": (tensors_with(WEIGHTS, lambda t: t.update({A: t[A].int()})), "should hold real numbers, not I32"),
     "tensors: one more": (tensors_with(WEIGHTS, lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(2, 2)})), "unexpected tensor"),
     "tensors: one less": (tensors_with(WEIGHTS, lambda t: t.pop(B)), "q_proj: lora_B is missing"),
@@ -397,6 +406,21 @@ MODELS = {
     "a million layers": (config_with(num_hidden_layers=10**6), "num_hidden_layers is 1,000,000"),
     "one layer of two": (config_with(num_hidden_layers=1), r"without a place: model\.layers\.1\."),
     "layers below zero": (config_with(num_hidden_layers=-5), "num_hidden_layers is -5"),
+    "no layers": (config_with(num_hidden_layers=0), "num_hidden_layers is 0, and it should be a whole number above zero"),
+    "a layer and a half": (config_with(num_hidden_layers=1.5), "num_hidden_layers is 1.5, and it should be a whole number above zero"),
+    "no heads": (config_with(num_attention_heads=0), "num_attention_heads is 0"),
+    "no heads for keys": (config_with(num_key_value_heads=0), "num_key_value_heads is 0"),
+    "heads for keys that do not divide": (config_with(num_key_value_heads=3), "num_key_value_heads is 3, which does not divide num_attention_heads, 4"),
+    "heads of a width below zero": (config_with(head_dim=-1), "head_dim is -1"),
+    "a context of nothing": (config_with(max_position_embeddings=0), "max_position_embeddings is 0"),
+    "an empty vocabulary": (config_with(vocab_size=0), "vocab_size is 0"),
+    "a dtype that is none": (config_with(dtype="object"), "dtype should be a kind of real numbers, not 'object'"),
+    "positions of an unknown kind": (
+        config_with(rope_parameters={"rope_type": "evil", "rope_theta": 1e4}), "transformers knows no rope_type called 'evil'",
+    ),
+    "an unknown activation": (config_with(hidden_act="evil"), "transformers knows no hidden_act called 'evil'"),
+    "an end outside the vocabulary": (config_with(eos_token_id=999_999_999), "eos_token_id is 999,999,999, and the model's vocabulary has 96 tokens"),
+    "one of two ends outside the vocabulary": (json_with("generation_config.json", eos_token_id=[2, 96]), "eos_token_id is 96, and"),
     "a size of 10^30": (config_with(max_position_embeddings=10**30), "max_position_embeddings is 1000000.*, which no model has"),
     "a vocabulary of a million": (config_with(vocab_size=1_000_000, hidden_size=32), "of another shape: .*embed_tokens"),
     "heads that do not divide": (config_with(num_attention_heads=7, num_key_value_heads=7), "not a multiple of the number of attention heads"),
@@ -424,6 +448,7 @@ MODELS = {
     # weights
     "only a pickle": (both(moved(MODEL, "pytorch_model.bin")), "pytorch_model.bin is a pickle and is never read"),
     "only a checkpoint": (moved(MODEL, "model.ckpt"), "model.ckpt is a pickle and is never read"),
+    "a folder in place of the weights": (lambda f: ((f / MODEL).unlink(), (f / MODEL).mkdir()), "model.safetensors is no ordinary file"),
     "a weight of 10^15 numbers": (header_with(MODEL, set_to(EMBEDDING, "shape", [10**9, 10**6])), "should take"),
     "weights that overlap": (header_with(MODEL, lambda h: h.update({EMBEDDING: h["lm_head.weight"]})), "overlaps|hole"),
     "a part that is a link out of the folder": (linked(MODEL, "/etc/passwd"), "link that leads out of the folder"),
@@ -545,8 +570,10 @@ def test_a_config_without_weights_is_held_to_what_any_model_may_have(model):
     assert check_config(model)["hidden_size"] == 32
     for changes in ({"num_hidden_layers": 10**9}, {"hidden_size": 10**12}, {"vocab_size": -7}, {"model_type": "evil"}):
         (model / "config.json").write_text(json.dumps(json.loads((ACORN / "config.json").read_text()) | changes))
-        with pytest.raises(BadInput, match=r"which no model has|no model of type"):
+        with pytest.raises(BadInput, match=r"which no model has|no model of type|a whole number above zero"):
             check_config(model)
+        with pytest.raises(BadInput):
+            check_config((model / "config.json").rename(model / "other.json"))
 
 
 def test_our_own_model_passes_every_check():

@@ -1,12 +1,15 @@
 """What is said before a run: of each method, of devices, from a config alone."""
 
 import json
+import math
+import time
 
 import pytest
 
 import tunesmith
 from tunesmith.config import validate
 from tunesmith.errors import BadInput
+from tunesmith.model.load import ACORN
 from tunesmith.planning import plan as planning
 from tunesmith.planning.speed import Speed, seconds
 
@@ -106,6 +109,8 @@ def test_a_run_of_which_no_rows_are_there_is_planned_as_long_as_they_may_be(tmp_
         ({"devices": "A100"}, "--devices A100", "2x80"),
         ({"price_per_hour": -1.0}, "--price-per-hour -1", "price of an hour"),
         ({"tflops": 0.0}, "--tflops 0", "operations a second"),
+        ({"tflops": math.inf}, "--tflops inf", "operations a second"),
+        ({"price_per_hour": math.nan}, "--price-per-hour nan", "price of an hour"),
     ],
 )
 def test_what_makes_no_sense_is_refused(rows, arguments, where, fix):
@@ -113,6 +118,36 @@ def test_what_makes_no_sense_is_refused(rows, arguments, where, fix):
         tunesmith.plan(config(rows), **arguments)
     assert refused.value.where == where
     assert fix in refused.value.fix
+    assert "devices" in arguments or "should be a finite number above zero" in refused.value.what
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers"),
+        ({"hidden_size": -256}, "hidden_size"),
+        ({"vocab_size": 10**15}, "vocab_size"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"intermediate_size": -3}, "intermediate_size"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"head_dim": -1}, "head_dim"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings"),
+        ({"rope_parameters": {"rope_type": "evil", "rope_theta": 1e4}}, "rope_type"),
+    ],
+)
+def test_a_config_that_no_model_has_is_refused_before_anything_is_built(changes, key, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads((ACORN / "config.json").read_text()) | changes))
+    begun = time.monotonic()
+    for model in (tmp_path, path):
+        with pytest.raises(BadInput) as refused:
+            tunesmith.plan({"model": str(model), "data": {"train": "none.jsonl"}}, tflops=10.0)
+        assert key in refused.value.what
+        assert refused.value.where.endswith(f": {key}")
+        assert refused.value.fix
+    assert time.monotonic() - begun < 5
 
 
 def test_a_plan_needs_a_model(rows, tmp_path):

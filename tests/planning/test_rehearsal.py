@@ -1,6 +1,9 @@
 """A step of shapes beside the same step of numbers: one account of both."""
 
 import json
+import signal
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -149,6 +152,22 @@ def test_unlike_layers_are_repeated_as_a_whole_period():
     config = transformers.Gemma2Config(**GROUPED | {"num_hidden_layers": 15}, head_dim=16, sliding_window=5, layer_types=kinds)
     cut = rehearsal._repeats("unlike", config)
     assert (cut.short, cut.long, cut.period) == (6, 9, 3)
+
+
+def test_a_model_of_many_layers_is_found_to_repeat_without_building_them():
+    cut = rehearsal._repeats("deep", transformers.LlamaConfig(**GROUPED | {"num_hidden_layers": 10**9}))
+    assert (cut.short, cut.long, cut.period) == (2, 3, 1)
+
+
+def test_ctrl_c_ends_a_rehearsal(tmp_path):
+    run = run_of(tmp_path, "full", {"full": {"train": ["layers"]}})  # by name: every layer is built
+    config = transformers.LlamaConfig(**GROUPED | {"num_hidden_layers": 100_000})
+    waiting = threading.get_ident()
+    threading.Timer(0.5, lambda: signal.pthread_kill(waiting, signal.SIGINT)).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        rehearse(Scene(run, config, torch.float32, True, 24), rows_of(2, 24, 1.0, run))
+    assert time.monotonic() - begun < 10
 
 
 def test_a_mixture_is_rehearsed_with_an_even_router(tmp_path):

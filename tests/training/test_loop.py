@@ -184,7 +184,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(tiny_model: Path, tm
     ready.tuned.parameters["model.norm.weight"].data.fill_(torch.nan)
     with pytest.raises(MachineFailed, match="validation loss after step 5 is nan") as caught:
         _validate(folder, ready, scored, Cuts(folder, ready), 5, State(), None)
-    assert "learning_rate" in caught.value.fix
+    assert caught.value.what.endswith("; nothing was saved yet") and "learning_rate" in caught.value.fix
 
 
 def test_a_resumed_run_refuses_changed_data(tiny_model: Path, tmp_path: Path):
@@ -262,6 +262,35 @@ def test_a_resumed_run_without_a_checkpoint_says_that_it_begins_again(tiny_model
     said = capsys.readouterr().err
     assert "no usable checkpoint: starting again from step 1; what metrics.jsonl holds of 2 earlier steps is forgotten" in said
     assert losses(folder) == before
+
+
+def test_what_a_run_without_a_whole_checkpoint_leaves_is_kept_under_another_name(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = stopped_run(tiny_model, tmp_path)
+    before, log = losses(folder), (folder.path / "metrics.jsonl").read_bytes()
+    damaged = {}
+    for _, path in steps_of(folder.checkpoints):
+        file = path / "optimizer.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        damaged[f"damaged-{path.name}"] = file.read_bytes()
+    resume(folder)
+    said = "no usable checkpoint: starting again from step 1; what there was is kept as metrics.before.jsonl, checkpoints/damaged-step-00000001"
+    assert said in capsys.readouterr().err
+    assert losses(folder) == before and (folder.path / "metrics.before.jsonl").read_bytes() == log
+    assert {path.parent.name: path.read_bytes() for path in folder.checkpoints.glob("damaged-*/optimizer.safetensors")} == damaged
+    assert [step for step, path in steps_of(folder.checkpoints) if open_valid(path)] == [1, 2]
+
+
+def test_a_logged_loss_that_is_not_the_checkpoints_is_said(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = stopped_run(tiny_model, tmp_path)
+    log = folder.path / "metrics.jsonl"
+    first, *rest = log.read_text().splitlines(keepends=True)
+    true = json.loads(first)["loss"]
+    log.write_text(json.dumps(json.loads(first) | {"loss": 99.0}) + "\n" + "".join(rest))
+    resume(folder)
+    said = f"metrics.jsonl was changed: the loss of step 1 is 99.0 there, and {true} in the checkpoint; the weights do not depend on it\n"
+    assert said in capsys.readouterr().err
 
 
 def test_a_signal_before_the_first_step_ends_the_run_as_interrupted_with_nothing_saved(tiny_model: Path, tmp_path: Path):

@@ -244,6 +244,7 @@ def test_one_example_that_does_not_fit_ends_the_run_with_what_would_help_and_the
         pytest.raises(MachineFailed, match="one example alone does not fit") as caught,
     ):
         train(make_run(tiny_model, tmp_path))
+    assert caught.value.what.endswith("; the steps up to 2 are saved")
     assert "rows-40-4.jsonl:" in caught.value.where and "tokens" in caught.value.where
     for words in (
         "training.gradient_checkpointing: true, then tunesmith resume",
@@ -361,7 +362,7 @@ def test_under_a_real_limit_the_same_steps_are_taken_in_smaller_pieces_or_the_ru
     halved = [line.split(":")[0] for line in said if line.startswith("out of memory in")]
     assert halved[0] == "out of memory in step 3"
     assert halved[-1] == "out of memory in the largest micro-batch of the run, tried beforehand"
-    assert said[-1] == "MachineFailed one example alone does not fit into memory; the last checkpoint is untouched"
+    assert said[-1] == "MachineFailed one example alone does not fit into memory; nothing was saved yet"
     assert RunFolder(tmp_path / "never").status()["state"] == "failed"
     assert RunFolder(tmp_path / "later").status()["micro_batches"]["training"][-1]["since"] == 2
     same_but_for_rounding(train(make_run(tiny_model, tmp_path, "whole", **many)), RunFolder(tmp_path / "later"))

@@ -63,7 +63,7 @@ def sample(logits_BV: Tensor, temperature: float, top_p: float, generators: Sequ
         raise TunesmithError(
             "the model's logits are not finite",
             where="while choosing the next token",
-            fix='check the weights; if they were loaded as float16, use dtype "bfloat16" or "float32"',
+            fix='check the weights and those of the adapter; if they were loaded as float16, use dtype "bfloat16" or "float32"',
         )
     if temperature == 0:
         return logits_BV.argmax(dim=-1)

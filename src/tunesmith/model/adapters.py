@@ -36,6 +36,9 @@ PEFT_PREFIX = "base_model.model."
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")  # a tensor's name: the layer's path and the side
 
 
+LARGE_PRODUCT = 1e4  # of the norms of A and B, with the scale: training ends near 1 to 100
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer that an adapter changes, in numbers; a stack of experts counts for `n_experts` of them."""
@@ -399,7 +402,11 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
         other = key.replace(f"lora_{side}", "lora_B" if side == "A" else "lora_A")
         if other not in found.shapes:
             problems.append(f"{path}: lora_{'B' if side == 'A' else 'A'} is missing")
-    problems += [f"{path}: promised by target_modules and missing" for path in _promised(found.config, modules) if path not in ranks]
+    promised = _promised(found.config, modules)
+    if promised is not None:
+        problems += [f"{path}: promised by target_modules and missing" for path in promised if path not in ranks]
+        strange = [path for path in ranks if path in modules and path not in promised]
+        problems += [f"{path}: the file has it, and adapter_config.json leaves it out ({_narrowed_by(found.config)})" for path in strange]
     recorded = found.facts.get("base_fingerprint")
     if not problems and recorded and recorded != fingerprint(model):
         problems.append(f"it was trained on {found.config.get('base_model_name_or_path')}, whose weights are not these")
@@ -425,7 +432,25 @@ def load_adapter(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
         for key, parameter in adapter_parameters(model, name).items():
             parameter.copy_(bare[key.removeprefix(PEFT_PREFIX)])
             parameter.requires_grad_(trainable)
+    if not _can_answer(model, name):
+        for layer in adapted_layers(model, name).values():
+            del layer.adapters[name]
+        raise BadInput(
+            "with this adapter the model answers with NaN or inf: its values are too large", where=str(folder),
+            fix="train it again, with a lower training.learning_rate, or use an earlier checkpoint",
+        )  # fmt: skip
     return found
+
+
+@torch.no_grad()
+def _can_answer(model: Any, name: str) -> bool:
+    """Whether a few ids through the adapted model give numbers. Tried only where a product is far larger than those of any training."""
+    adapters = [_adapter(layer, name) for layer in adapted_layers(model, name).values()]
+    if all(abs(one.scale) * float(one.a_RK.norm()) * float(one.b_NR.norm()) < LARGE_PRODUCT for one in adapters):
+        return True
+    ids_BT = torch.arange(3, 11, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with using(model, name):
+        return bool(torch.isfinite(model(input_ids=ids_BT, use_cache=False).logits).all())
 
 
 def layer_sizes(module: nn.Module) -> tuple[int, int]:
@@ -451,12 +476,32 @@ def _by_layer(pattern: Mapping[str, float] | None, path: str, default: float) ->
     return float(default)
 
 
-def _promised(config: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> list[str]:
-    """Layers that target_modules names and the file must therefore hold; none where another key narrows them or it is an expression."""
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or config.get("layers_to_transform") not in (None, []) or config.get("exclude_modules"):
-        return []
-    return [path for path in modules if any(_matches(path, str(target)) for target in targets)]
+def _promised(config: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> list[str] | None:
+    """Layers that adapter_config.json names, which are those of the file, no more and no fewer; None where it names them by one text.
+
+    As PEFT chooses them: a whole path always counts; the end of one only in the layers, and not in the modules, that other keys tell.
+    """
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules") or []
+    if not isinstance(targets, list) or not isinstance(excluded, list):
+        return None
+    numbers = config.get("layers_to_transform")
+    chosen = None if numbers in (None, []) else numbers if isinstance(numbers, list) else [numbers]
+    before = config.get("layers_pattern") or []
+    names = "|".join(map(re.escape, [before] if isinstance(before, str) else before)) or r"[^.]*"
+    number = re.compile(rf".*\.(?:{names})\.(\d+)\.")
+
+    def is_chosen(path: str) -> bool:
+        found = number.match(path)
+        return chosen is None or (found is not None and int(found[1]) in chosen)
+
+    wanted = [path for path in modules if path in targets or (is_chosen(path) and any(_matches(path, str(target)) for target in targets))]
+    return [path for path in wanted if not any(_matches(path, str(name)) for name in excluded)]
+
+
+def _narrowed_by(config: Mapping[str, Any]) -> str:
+    """The keys that say which layers an adapter has."""
+    keys = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+    return ", ".join(key for key in keys if config.get(key) not in (None, [], ""))
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

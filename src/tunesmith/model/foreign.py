@@ -10,6 +10,7 @@ the folder itself, and a link counts as the file only if it stays there, or in t
 What a tokenizer and its template do when they run is tried apart (trial.py). docs/security.md says what is not protected against.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ SIZES = re.compile(r"(num|n|d)_\w+|\w*(size|dim|dims|rank|heads|groups|channels|
 LEAST_LAYERS, LEAST_SIZE, LARGEST = 1024, 1 << 20, 1 << 53  # up to the first two whatever the weights hold; nothing is above the last
 NAMED_CODE = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
               "_experts_implementation_internal")  # fmt: skip
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "hidden_size", "n_embd", "d_model", "vocab_size", "intermediate_size", "head_dim",
+          "num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "max_position_embeddings", "n_positions")  # fmt: skip
+DTYPES, DTYPE = ("dtype", "torch_dtype"), re.compile(r"auto|(torch\.)?(bfloat16|float(16|32|64|8_\w+))")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
 
 
@@ -71,6 +75,7 @@ def check_adapter(folder: Path) -> AdapterFiles:
     config_path, weights_path = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for path in (config_path, weights_path):
         if not is_file_of(folder, path.name):
+            _must_be_no_other(path)
             pickled = next((p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in PICKLES), None)
             more = f" ({pickled} is a pickle and is never read)" if pickled and path == weights_path else ""
             raise BadInput(f"the adapter folder has no {path.name}{more}", where=str(folder), fix=CONVERT_ADAPTER)
@@ -103,11 +108,11 @@ def check_model(folder: Path) -> ModelFiles:
         raise BadInput("this folder holds no model: config.json is missing", where=str(folder), fix="give a folder saved by transformers")
     config = read_object(config_path)
     headers = read_headers(folder)
-    said = _check_config(config, config_path, headers)
+    said = _check_config(config, config_path, headers, _vocabulary(config))
     for name in JSON_FILES:
         if is_file_of(folder, name):
             value = read_object(folder / name)
-            said += _check_config(value, folder / name, headers)
+            said += _check_config(value, folder / name, headers, _vocabulary(config))
     read_facts(folder)
     for path in folder.iterdir():  # a licence that is a link to a key of yours would be copied beside a merged model
         if path.is_symlink() and path.is_file():
@@ -119,12 +124,13 @@ def check_model(folder: Path) -> ModelFiles:
     return ModelFiles(config, headers, tuple(dict.fromkeys(said)))
 
 
-def check_config(folder: Path) -> dict[str, Any]:
-    """config.json alone, of a model whose weights need not be there; then a size may be what any model's may."""
-    if not is_file_of(folder, "config.json"):
-        raise BadInput("this folder holds no model: config.json is missing", where=str(folder), fix="give a folder saved by transformers")
-    config = read_object(folder / "config.json")
-    _check_config(config, folder / "config.json", {})
+def check_config(path: Path) -> dict[str, Any]:
+    """A model's config.json alone, in its folder or by its path; its weights need not be there, and a size may be what any model's may."""
+    if path.is_dir() and not is_file_of(path, "config.json"):
+        raise BadInput("this folder holds no model: config.json is missing", where=str(path), fix="give a folder saved by transformers")
+    place = path / "config.json" if path.is_dir() else path
+    config = read_object(place)
+    _check_config(config, place, {}, _vocabulary(config), "config.json")
     return config
 
 
@@ -165,6 +171,12 @@ def is_file_of(folder: Path, name: str) -> bool:
     return True
 
 
+def _must_be_no_other(path: Path) -> None:
+    """BadInput where a folder, a pipe or a device stands under the name of a file."""
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path.name} is no ordinary file", where=str(path), fix=AGAIN)
+
+
 def must_be_own(folder: Path, name: str) -> None:
     """A link may lead to another file of the folder, or to the blobs beside the snapshots of a hub cache."""
     home, real = folder.resolve(), (folder / name).resolve()
@@ -186,6 +198,7 @@ def read_headers(folder: Path) -> dict[Path, Header]:
     if is_file_of(folder, WEIGHTS):
         headers = {folder / WEIGHTS: read_header(folder / WEIGHTS, UNREADABLE)}
     else:
+        _must_be_no_other(folder / WEIGHTS)
         headers = _parts(folder)
     seen: dict[str, Path] = {}
     for path, header in headers.items():
@@ -232,11 +245,17 @@ def _parts(folder: Path) -> dict[Path, Header]:
 # --- configurations
 
 
-def _check_config(config: Mapping[str, Any], place: Path, headers: Mapping[Path, Header]) -> list[str]:
-    """config.json and its sisters: no code, no other files, no size that the weights cannot have. Returns what is not used, in words."""
+def _check_config(config: Mapping[str, Any], place: Path, headers: Mapping[Path, Header], vocabulary: int, name: str = "") -> list[str]:
+    """config.json and its sisters: no code, no other files, no size that the weights cannot have. Returns what is not used, in words.
+
+    vocabulary   how many tokens config.json names, 0 if it does not say; name: of which file the content is, where it is called otherwise
+    """
+    name = name or place.name
     n_tensors = sum(len(header.tensors) for header in headers.values())
     largest = max((header.largest_size for header in headers.values()), default=0)
-    of_model = place.name in ("config.json", "generation_config.json")
+    of_model = name in ("config.json", "generation_config.json")
+    if name == "config.json":
+        _check_sizes(config, place)
     for key, value in _leaves(config):
         if isinstance(value, int) and not isinstance(value, bool) and of_model:
             most = LARGEST
@@ -253,6 +272,11 @@ def _check_config(config: Mapping[str, Any], place: Path, headers: Mapping[Path,
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if key in IDS and of_model and not all(type(one) is int and -1 <= one < 1 << 31 for one in ids):
             raise BadInput(f"{key} should be the number of a token, not {shown(repr(value))}", where=f"{place}: {key}", fix=AGAIN)
+        if key == "eos_token_id" and of_model and vocabulary and (far := next((one for one in ids if one >= vocabulary), None)) is not None:
+            raise BadInput(  # no answer would ever end
+                f"{key} is {far:,}, and the model's vocabulary has {vocabulary:,} tokens", where=f"{place}: {key}",
+                fix=f"the id of the token that ends an answer, below {vocabulary:,}; tokenizer_config.json names the token",
+            )  # fmt: skip
         if key in NAMED_CODE and isinstance(value, str) and not value.isidentifier():
             raise BadInput(
                 f"{key} names code of the hub, {shown(value)}, which is never fetched or run", where=f"{place}: {key}", fix=f"remove {key}"
@@ -265,13 +289,45 @@ def _check_config(config: Mapping[str, Any], place: Path, headers: Mapping[Path,
                 fix=f"remove {key}; code is never run, and weights are in {WEIGHTS} or its parts",
             )  # fmt: skip
     said = []
-    if place.name == "config.json":
+    if name == "config.json":
         said += _check_type(config, place)
         if (place.parent / "custom_generate").is_dir():
             said.append("custom_generate/ holds code for generation, which is never run")
-    elif place.name == "tokenizer_config.json" and config.get("auto_map") is not None:
-        said.append(f"{place.name} names code of its own (auto_map), which is never run: transformers' class is used")
+    elif name == "tokenizer_config.json" and config.get("auto_map") is not None:
+        said.append(f"{name} names code of its own (auto_map), which is never run: transformers' class is used")
     return said
+
+
+def _check_sizes(config: Mapping[str, Any], place: Path) -> None:
+    """What every model has at least one of, and its dtype; other texts and lists are left to transformers, which knows each family's types."""
+    for section in (config, config.get("text_config")):
+        if not isinstance(section, Mapping):
+            continue
+        for key in COUNTS:
+            value = section.get(key)
+            if isinstance(value, int | float) and (type(value) is not int or value < 1):
+                raise BadInput(
+                    f"{key} is {shown(json.dumps(value), 40)}, and it should be a whole number above zero", where=f"{place}: {key}",
+                    fix=f"the {key} that the model was made with; or {AGAIN}",
+                )  # fmt: skip
+        for key in DTYPES:
+            kind = section.get(key)
+            if kind is not None and not isinstance(kind, Mapping) and not (isinstance(kind, str) and DTYPE.fullmatch(kind)):
+                raise BadInput(
+                    f"{key} should be a kind of real numbers, not {shown(repr(kind))}", where=f"{place}: {key}",
+                    fix="bfloat16, float16 or float32",
+                )  # fmt: skip
+        heads, groups = section.get("num_attention_heads"), section.get("num_key_value_heads")
+        if type(heads) is int and type(groups) is int and heads % groups:
+            raise BadInput(
+                f"num_key_value_heads is {groups:,}, which does not divide num_attention_heads, {heads:,}",
+                where=f"{place}: num_key_value_heads", fix=f"the numbers that the model was made with; or {AGAIN}",
+            )  # fmt: skip
+
+
+def _vocabulary(config: Mapping[str, Any]) -> int:
+    """The largest vocabulary that a configuration names: a model of several parts has several."""
+    return max((value for key, value in _leaves(config) if key == "vocab_size" and type(value) is int), default=0)
 
 
 def _check_type(config: Mapping[str, Any], place: Path) -> list[str]:
@@ -290,6 +346,11 @@ def _check_type(config: Mapping[str, Any], place: Path) -> list[str]:
             where=f"{place}: model_type", fix="give a model that transformers has itself" + ("; auto_map is not heeded" if with_code else ""),
         )  # fmt: skip
     return [f"config.json names code of its own (auto_map), which is never run: transformers' own {kind} is used"] if with_code else []
+
+
+def key_of(config: Mapping[str, Any], value: object) -> str | None:
+    """The key of a configuration that a text stands under, so that a library's word for it can be shown with its place."""
+    return next((key for key, other in _leaves(config) if isinstance(value, str) and other == value), None)
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -64,7 +64,9 @@ def read_header(path: Path, what: str = "the weights cannot be read") -> Header:
             size = path.stat().st_size
             start = file.read(8)
             length = int.from_bytes(start, "little")
-            if len(start) < 8 or not 2 <= length <= size - 8:
+            if len(start) < 8:
+                raise _refused(path, what, "the file is empty" if not start else f"the file is {size} bytes long, too short for a header")
+            if not 2 <= length <= size - 8:
                 raise _refused(path, what, f"its header should be {length:,} bytes long, and the file is {size:,}")
             if length > MOST_HEADER_BYTES:
                 raise _refused(path, what, f"its header is {length:,} bytes long, more than {MOST_HEADER_BYTES:,}")

@@ -7,7 +7,8 @@ Remote code is never run and pickles are never read: foreign.py looks at a folde
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from tunesmith.errors import BadInput, MachineFailed, nearest
 from tunesmith.files import sha256_of
 from tunesmith.hardware import pick_device, pick_dtype
-from tunesmith.model.foreign import ModelFiles, check_model, check_tokenizer, read_facts
+from tunesmith.model.foreign import ModelFiles, check_model, check_tokenizer, key_of, read_facts
 from tunesmith.model.foreign_json import read_object, shown
 from tunesmith.model.frozen import QuantizedWeight
 from tunesmith.model.quant_files import StoredLayer, fill, method_of, stored_layers
@@ -117,6 +118,30 @@ def first_line(error: BaseException) -> str:
     return shown(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0], 400)
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' own warnings of a configuration: what matters of them is refused in our words."""
+    from transformers.utils import logging
+
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(loud)
+
+
+def cannot_be(error: Exception, config: Mapping[str, Any], where: str) -> BadInput:
+    """What a library's error over building a model means. A KeyError is a value that it looked for in a table: its key is the user's clue."""
+    key = key_of(config, error.args[0]) if isinstance(error, KeyError) and error.args else None
+    if key is None:
+        return BadInput(f"config.json describes a model that cannot be: {first_line(error)}", where=where, fix="copy the model again")
+    return BadInput(
+        f"config.json describes a model that cannot be: transformers knows no {key} called {shown(repr(error.args[0]))}",
+        where=f"{where}: {key}", fix=f"the {key} that the model was made with; or copy the model again",
+    )  # fmt: skip
+
+
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a folder that `find_model` gave; one that is not our own is tried in another process first."""
     from transformers import AutoTokenizer
@@ -209,7 +234,8 @@ def _read_config(path: Path, found: ModelFiles) -> tuple[Any, dict[str, StoredLa
     where = str(path / "config.json")
     method = method_of(found.config, where)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        with quietly():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         for section in (config, config.get_text_config()):  # which kernels compute it is not a file's to say: some are fetched from the hub
             section._attn_implementation = section._experts_implementation = None
     except Exception as error:
@@ -245,8 +271,6 @@ def _read_weights(
     from tunesmith.model.streaming import load_quantized, load_stored
 
     transformers.utils.logging.disable_progress_bar()
-    loud = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # its table of missing tensors: the error below says the same in one line
     # Soft-capped attention exists in transformers' eager path only; SDPA would leave the cap out without a word.
     eager = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     again = "copy or download the model again"
@@ -255,18 +279,17 @@ def _read_weights(
         "attn_implementation": "eager" if eager else None, "output_loading_info": True, "ignore_mismatched_sizes": True,  # refused below
     }  # fmt: skip
     try:
-        if stored:
-            model, report = load_stored(path, frozenset(stored), lambda model: fill(model, stored, path), **settings)
-        elif scheme is not None:
-            model, report = load_quantized(path, scheme, layout, **settings)
-        else:
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(path, **settings)
+        with quietly():  # its table of missing tensors: the error below says the same in one line
+            if stored:
+                model, report = load_stored(path, frozenset(stored), lambda model: fill(model, stored, path), **settings)
+            elif scheme is not None:
+                model, report = load_quantized(path, scheme, layout, **settings)
+            else:
+                model, report = transformers.AutoModelForCausalLM.from_pretrained(path, **settings)
     except BadInput as error:
         raise BadInput(error.what, error.where or str(path), error.fix) from None
     except Exception as error:
         raise BadInput(f"the weights cannot be loaded: {first_line(error)}", where=str(path), fix=again) from None
-    finally:
-        transformers.utils.logging.set_verbosity(loud)
     # A bias that the file has and the model has not would be left out without a word, and so would layers beyond the number that
     # config.json names; whole modules more (a vision tower) are no loss.
     holders = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
@@ -304,11 +327,7 @@ def _must_fit(path: Path, config: Any, found: ModelFiles, stored: Mapping[str, S
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
     except Exception as error:
-        raise BadInput(
-            f"config.json describes a model that cannot be: {first_line(error)}",
-            where=str(path / "config.json"),
-            fix="copy the model again",
-        ) from None
+        raise cannot_be(error, found.config, str(path / "config.json")) from None
     held = {key: entry.n_values for header in found.headers.values() for key, entry in header.tensors.items()}
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     codes = {f"{name}.weight" for name in stored}

@@ -7,6 +7,7 @@ name if it says something, since it would then be left out without a word. Layer
 a file gives it, and one that never ends ((a+)+$) hangs whoever opens the adapter.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +17,10 @@ from tunesmith.errors import BadInput
 from tunesmith.model.foreign_json import shown
 from tunesmith.model.headers import Header
 
-LARGEST_RANK = 1 << 16
+LARGEST_RANK, LARGEST_ALPHA = 1 << 16, 1_000_000
 MOST_NAMES, LONGEST_TEXT = 100_000, 4096
 PLAIN = re.compile(r"\^?[A-Za-z0-9_](?:[\w.-]*\w)?", re.ASCII)  # a layer: q_proj, layers.3.mlp; ^ is PEFT's mark of a whole path
+SPECIAL = re.compile(r"[\\()\[\]{}*+?|^$]")  # what only a regular expression has
 FIX = "tunesmith reads plain LoRA adapters"
 
 
@@ -30,11 +32,14 @@ def check_adapter_config(config: Mapping[str, Any], place: Path, header: Header)
     for key, harmless in HARMLESS.items():
         if key in config and config[key] not in harmless:
             problems.append(f"{key} = {shown(repr(config[key]))} is not supported")
-    for key in ("r", "lora_alpha"):
-        if not is_positive(config.get(key)):
-            problems.append(f"{key} should be a positive number, not {shown(repr(config.get(key)))}")
-    if is_positive(config.get("r")) and not _is_rank(config["r"]):
-        problems.append(f"r should be a whole number up to {LARGEST_RANK:,}, not {config['r']!r}")
+    for key, most in (("r", LARGEST_RANK), ("lora_alpha", LARGEST_ALPHA)):
+        value = config.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            problems.append(f"{key} should be a positive number, not {shown(repr(value))}")
+        elif value > most:
+            problems.append(f"{key} is too large: it should be at most {most:,}, not {shown(repr(value))}")
+        elif key == "r" and not _is_rank(value):
+            problems.append(f"r should be a whole number up to {LARGEST_RANK:,}, not {value!r}")
     dropout = config.get("lora_dropout") or 0.0
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         problems.append(f"lora_dropout should be below 1, not {shown(repr(dropout))}")
@@ -42,8 +47,8 @@ def check_adapter_config(config: Mapping[str, Any], place: Path, header: Header)
         pattern, is_one = config.get(key) or {}, _is_rank if key == "rank_pattern" else is_positive
         if not isinstance(pattern, dict) or len(pattern) > MOST_NAMES or not all(is_one(value) for value in pattern.values()):
             problems.append(f"{key} should give layers positive numbers, not {shown(repr(pattern))}")
-        elif regular := [name for name in pattern if not PLAIN.fullmatch(name)]:
-            problems.append(f"{key} holds a regular expression, {shown(repr(regular[0]))}; only names of layers are read")
+        elif other := [name for name in pattern if not PLAIN.fullmatch(name)]:
+            problems.append(f"{key} holds {_no_name(other[0])}; only names of layers are read")
     for key in ("target_modules", "exclude_modules", "layers_pattern", "target_parameters"):
         problems += _names(key, config.get(key), header)
     for key, (is_right, words) in OTHERS.items():
@@ -64,16 +69,22 @@ def _names(key: str, value: Any, header: Header) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > MOST_NAMES:
         return [f"{key} should be names of layers, not {shown(repr(value))}"]
-    regular = next((name for name in names if not PLAIN.fullmatch(name) or name.startswith("^")), None)
-    if regular is None:
+    other = next((name for name in names if not PLAIN.fullmatch(name) or name.startswith("^")), None)
+    if other is None:
         return []
     ends = sorted({found[1] for tensor in header.tensors if (found := re.search(r"([\w-]+)\.lora_[AB]\.weight$", tensor))})
     instead = f' ("{key}": {ends[:12]} would say it)'.replace("'", '"') if key == "target_modules" and ends else ""
-    return [f"{key} holds a regular expression, {shown(repr(regular))}, which is never run{instead}"]
+    is_run = ", which is never run" if SPECIAL.search(other) else ""
+    return [f"{key} holds {_no_name(other)}{is_run}{instead}"]
+
+
+def _no_name(text: str) -> str:
+    kind = "a regular expression" if SPECIAL.search(text) else "a text that is no name of a layer"
+    return f"{kind}, {shown(repr(text))}"
 
 
 def is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST_ALPHA
 
 
 def _is_rank(value: object) -> bool:

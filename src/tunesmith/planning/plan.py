@@ -27,7 +27,8 @@ from tunesmith.errors import BadInput
 from tunesmith.hardware import free_disk_bytes, give_back_freed_memory, memory_bytes, pick_device, pick_dtype
 from tunesmith.kernels.adamw8bit import BLOCK
 from tunesmith.kernels.linear_nll import CHUNK_TOKENS
-from tunesmith.model.load import A_DECODER, ACORN, first_line
+from tunesmith.model.foreign import check_config
+from tunesmith.model.load import A_DECODER, ACORN, first_line, quietly
 from tunesmith.planning import shapes, speed
 from tunesmith.planning.devices import Device, device_of
 from tunesmith.planning.rehearsal import Scene, Step, Work, line, rehearse
@@ -179,7 +180,7 @@ def make(
 
 def _must_be_positive(value: float | None, flag: str, fix: str) -> None:
     if value is not None and not (value > 0 and math.isfinite(value)):
-        raise BadInput(f"{value:g} is not above zero", where=f"{flag} {value:g}", fix=fix)
+        raise BadInput(f"{value:g} should be a finite number above zero", where=f"{flag} {value:g}", fix=fix)
 
 
 def config_of(model: str) -> tuple[Any, list[str]]:
@@ -195,8 +196,13 @@ def config_of(model: str) -> tuple[Any, list[str]]:
     looks_local = path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1 or path.suffix == ".json"
     if looks_local and not path.exists():
         raise BadInput("there is no such model", where=str(path), fix="acorn, a folder with a config.json, that file, or a hub id")
+    if path.exists():
+        check_config(path)
+    else:
+        path = _fetched(model)
     try:
-        config = AutoConfig.from_pretrained(path if path.exists() else model, trust_remote_code=False)
+        with quietly():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         raise BadInput(
             f"the model's configuration is not understood: {first_line(error)}",
@@ -211,6 +217,21 @@ def config_of(model: str) -> tuple[Any, list[str]]:
             del section.quantization_config
             said = ["the weights are quantised already; they are planned for as the scheme of `quantization`, and as dense weights"]
     return config, said
+
+
+def _fetched(model: str) -> Path:
+    """The checked config.json of a hub id."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(model, "config.json"))
+    except Exception as error:  # the hub client has many kinds of failure; all mean the model is not here
+        raise BadInput(
+            f'"{model}" is neither a folder nor a model that the hub gave: {first_line(error)}', where="model",
+            fix="acorn, a folder with a config.json, that file, or a hub id (for a private model, log in first)",
+        ) from None  # fmt: skip
+    check_config(path)
+    return path
 
 
 # --- the rows -------------------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ through them: each of the moments at which the most can be alive (PHASES) by its
 """
 
 import copy
+import ctypes
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +35,7 @@ from tunesmith.model.blocks import fuse
 from tunesmith.model.experts import ExpertStack, expert_parameters, put_stack
 from tunesmith.model.frozen import QuantizedLinear, QuantizedWeight, buffers
 from tunesmith.model.layers import fuse_layers, fused_forms
-from tunesmith.model.load import first_line
+from tunesmith.model.load import cannot_be, first_line
 from tunesmith.model.streaming import put_quantized, tie, token_tables
 from tunesmith.planning.account import Account, peaks, tensors_in
 from tunesmith.planning.shapes import Size, example_of
@@ -106,7 +107,20 @@ def rehearse(scene: Scene, size: Size, trains: bool = True) -> Step:
     """
     # a thread of its own: the buffer that layers are de-quantised into is kept by thread, and real work must not find this one
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_on_lines, scene, size, trains).result()
+        step = thread.submit(_on_lines, scene, size, trains)
+        try:
+            return step.result()
+        except KeyboardInterrupt:  # meets the waiting thread alone: without this the pool would wait for a step that nobody wants
+            while not step.done():
+                _interrupt(thread)
+                wait([step], timeout=0.1)
+            raise
+
+
+def _interrupt(pool: ThreadPoolExecutor) -> None:
+    """Raise KeyboardInterrupt in the pool's thread at its next line of Python. One line may swallow it (a weak reference's callback)."""
+    for thread in pool._threads:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
 
 
 def _on_lines(scene: Scene, size: Size, trains: bool) -> Step:
@@ -166,21 +180,23 @@ def _cut(scene: Scene) -> _Cut:
     return _Cut(n, n, n) if by_name else _repeats(json.dumps(scene.config.to_dict(), default=str, sort_keys=True), scene.config)
 
 
+MOST_LOOKED_AT = 256  # layers: twice those of the deepest models, and a second's work
 _found: dict[str, _Cut] = {}
 
 
 def _repeats(key: str, config: Any) -> _Cut:
     """Where layers repeat in a model: after some that are like no others (dense ones before a mixture's), every `period` of them."""
     if key not in _found:
-        with FakeTensorMode():
-            layers = _layers(_from_config(copy.deepcopy(config), torch.float32))  # what is built notes its dtype in the config
-        n, lists = len(layers), _lists(config.get_text_config())
+        whole, lists = config.get_text_config().num_hidden_layers, _lists(config.get_text_config())
+        with FakeTensorMode():  # of a copy: what is built notes its dtype in the config
+            layers = _layers(_from_config(_shortened(config, min(whole, MOST_LOOKED_AT)), torch.float32))
+        n = whole if whole > MOST_LOOKED_AT else len(layers)
         kinds = [
             (type(layer), *((name, p.shape) for name, p in layer.named_parameters()), *(str(value[i]) for value in lists.values()))
             for i, layer in enumerate(layers)
         ]
         _found[key] = _Cut(n, n, n)
-        for total in range(1, n):  # as few layers as possible: `lead` once, then twice or three times `period`
+        for total in range(1, len(kinds)):  # as few layers as possible: `lead` once, then twice or three times `period`
             fits = [p for p in range(1, total + 1) if all(a == b for a, b in zip(kinds[total - p :], kinds[total:], strict=False))]
             if fits:
                 period, lead = fits[0], total - fits[0]
@@ -255,9 +271,12 @@ def _from_config(config: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     soft_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None  # as in model/load.py
-    return AutoModelForCausalLM.from_config(
-        config, dtype=dtype, trust_remote_code=False, attn_implementation="eager" if soft_capped else None
-    )
+    try:
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False, attn_implementation="eager" if soft_capped else None
+        )
+    except Exception as error:
+        raise cannot_be(error, config.to_dict(), config.name_or_path or "model") from None
 
 
 def scheme_of(run: Run) -> Scheme:

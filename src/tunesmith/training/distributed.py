@@ -327,7 +327,7 @@ class _Group:
         named = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))} of {self.world}"
         return _as_words(
             MachineFailed(
-                f"a process died or does not answer any more: {named}", where=f"heard last {self._ago(silent)} ago",
+                f"a process died or does not answer any more: {named}, heard last {self._ago(silent)} ago", where=named,
                 fix="see to that machine (its memory first: the system kills what takes too much)",
             ), self.rank,
         )  # fmt: skip

@@ -25,6 +25,7 @@ from tunesmith.errors import MachineFailed
 from tunesmith.files import write_json
 from tunesmith.runs import RunFolder
 from tunesmith.training import distributed
+from tunesmith.training.stopping import what_is_saved
 
 RECENT = 64  # losses that say what is usual
 LEAST_RECENT = 16  # without so many nothing is far from usual
@@ -81,5 +82,5 @@ def not_finite(folder: RunFolder, step: int, loss: float, grad_norm: float, foun
     named = ", ".join((guilty or rows)[:4])
     return MachineFailed(
         f"step {step + 1} gave loss {loss} and gradient norm {grad_norm}; stopped before the update", where=f"rows {named} … (all in {where})",
-        fix="look at these rows; in a new run a lower training.learning_rate, or training.dtype: float32; the last checkpoint is untouched",
+        fix=f"look at these rows; in a new run a lower training.learning_rate, or training.dtype: float32; {what_is_saved(folder)}",
     )  # fmt: skip

@@ -34,7 +34,7 @@ from tunesmith.training.optim import build_optimizer, clip_grad_norm, schedule, 
 from tunesmith.training.ready import Ready, prepare, serving_facts
 from tunesmith.training.resuming import State, config_changes, go_back, load_weights, must_be_same_data, newest, restore, save_step
 from tunesmith.training.sharding import nll_of_share
-from tunesmith.training.stopping import Stop, end_noted, signals, unmeasured
+from tunesmith.training.stopping import Stop, end_noted, signals, unmeasured, what_is_saved
 
 
 def train(run: Run, command: str = "") -> RunFolder:
@@ -247,8 +247,8 @@ def _validate(folder: RunFolder, ready: Ready, scored: Scored, cuts: Cuts, taken
     loss = total / count
     if not math.isfinite(loss):
         raise MachineFailed(
-            f"the validation loss after step {taken} is {loss}", where=str(folder.path),
-            fix="lower training.learning_rate, or training.dtype: float32; the last checkpoint is untouched",
+            f"the validation loss after step {taken} is {loss}; {what_is_saved(folder)}", where=str(folder.path),
+            fix="in a new run a lower training.learning_rate, or training.dtype: float32",
         )  # fmt: skip
     better = state.best_loss is None or loss < state.best_loss
     if better:

@@ -34,6 +34,7 @@ from tunesmith.training import distributed
 from tunesmith.training.adamw8bit import AdamW8bit
 from tunesmith.training.ready import Ready
 from tunesmith.training.sharding import as_many_for_all, nll_of_share
+from tunesmith.training.stopping import what_is_saved
 
 TRAINING, VALIDATION = "training", "validation"
 EXAMPLES_OPENED = 4096  # to find the largest micro-batch
@@ -67,7 +68,7 @@ def attempt(work: Callable[[], Result], scored: Scored) -> Result | None:
         if isinstance(scored, FSDPModule):
             raise MachineFailed(
                 f"out of memory: {_first_line(error)}", where="training.sharding: full",
-                fix="half the training.micro_batch_tokens, then tunesmith resume; the last checkpoint is untouched",
+                fix="half the training.micro_batch_tokens, then tunesmith resume",
             ) from None  # fmt: skip
         refused = True
     # only here, past the except block, has the traceback gone that kept every tensor of the failed work
@@ -169,7 +170,7 @@ class Cuts:
         instead = {"full": "method: lora or qlora", "lora": "method: qlora"}.get(run.method)
         anew = ["in a new run", f"training.max_length below {len(example):,}" + (f", or {instead}" if instead else "")]
         return MachineFailed(
-            "one example alone does not fit into memory; the last checkpoint is untouched",
+            f"one example alone does not fit into memory; {what_is_saved(self.folder)}",
             where=f"{example.source}: {len(example):,} tokens",
             fix="; or ".join([*[f"{change}, then {self.folder.resume_command}" for change in now], " ".join(anew)]),
         )

@@ -6,7 +6,7 @@
 Going on is bit-equal to never having stopped, so a config or data that would make other weights are refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from tunesmith.config import Run, with_absolute_paths
 from tunesmith.data.rows import Rows
 from tunesmith.errors import BadInput, MachineFailed
 from tunesmith.kill_points import reached
+from tunesmith.progress import counted
 from tunesmith.runs import RunFolder
 from tunesmith.training import checkpoint, distributed
 from tunesmith.training.method import Tuned
@@ -103,6 +104,18 @@ def settings_of(run: Run) -> dict[str, Any]:
     return flat
 
 
+def mend_config(folder: RunFolder) -> None:
+    """Write the config of a run again where it is lost: every checkpoint holds all of its keys."""
+    if (folder.path / "config.yaml").exists() or not checkpoint.steps_of(folder.checkpoints):
+        return
+    found, _ = checkpoint.newest_valid(folder.checkpoints)
+    nested: dict[str, Any] = {}
+    for key, value in (found.state.get("settings", {}) if found is not None else {}).items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    folder.restore_config(Run.model_validate(nested) if nested else None)
+
+
 def config_changes(folder: RunFolder, run: Run, found: checkpoint.Checkpoint | None) -> list[str]:
     """What changed in the config since the checkpoint and may, in words; any other change would end in weights that no config describes.
 
@@ -140,10 +153,12 @@ def restore(
     folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, found: checkpoint.Checkpoint | None, again: bool, tell: Any
 ) -> tuple[int, State]:  # fmt: skip
     """First step to take and the state to take it in: (0, fresh) for a new run."""
-    if again and found is None:
+    if again and found is None and distributed.rank() == 0:
         n_logged = sum("loss" in row for row in folder.metrics())
-        forgotten = f"; what metrics.jsonl holds of {n_logged:,} earlier steps is forgotten" if n_logged else ""
-        tell(f"no usable checkpoint: starting again from step 1{forgotten}")
+        damaged = [path for _, path in checkpoint.steps_of(folder.checkpoints)]
+        kept = f"; what there was is kept as {folder.set_aside(damaged)}" if damaged else ""
+        forgotten = f"; what metrics.jsonl holds of {n_logged:,} earlier steps is forgotten" if n_logged and not damaged else ""
+        tell(f"no usable checkpoint: starting again from step 1{kept}{forgotten}")
     if distributed.rank() == 0:
         for line in folder.forget_after(found.step if found else 0):
             tell(line)
@@ -156,12 +171,25 @@ def restore(
         )  # fmt: skip
     _load(ready, optimizer, found)
     state = State(**found.state["state"])
+    if distributed.rank() == 0 and (other := unlike_logged(folder.metrics(), found.step, state.recent)):
+        tell(f"metrics.jsonl was changed: {other}; the weights do not depend on it")
     if distributed.from_first(lambda: checkpoint.best_problem(found)):
         state.best_loss = state.best_step = None
         tell(f"the best checkpoint is lost, so the best is chosen among the steps after {found.step:,}; the last one, if none is validated")
     tell(f"going on after step {found.step:,} of {ready.timetable.steps:,}")
     reached("start.restored")
     return found.step, state
+
+
+def unlike_logged(rows: Sequence[Mapping[str, Any]], step: int, recent: Sequence[float]) -> str:
+    """Which of the last losses before a checkpoint are logged otherwise than it holds them, in words; of earlier ones nobody knows."""
+    logged = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    true = dict(enumerate(recent, step - len(recent) + 1))
+    other = [n for n, loss in true.items() if n in logged and logged[n] != loss]
+    if not other:
+        return ""
+    more = f", and so are {counted(len(other) - 1, 'later one')}" if len(other) > 1 else ""
+    return f"the loss of step {other[0]:,} is {logged[other[0]]} there, and {true[other[0]]} in the checkpoint{more}"
 
 
 def go_back(folder: RunFolder, ready: Ready, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -85,9 +85,15 @@ def end_noted(folder: RunFolder, stop: Stop) -> Iterator[None]:
 
 def stopped_at_once(folder: RunFolder) -> Interrupted:
     """What is said where a step was not waited for."""
+    saved = what_is_saved(folder)
+    again = "" if checkpoint.steps_of(folder.checkpoints) else ", so it begins again"
+    return Interrupted(f"stopped at once; {saved}{again}", where=str(folder.path), fix=folder.resume_command)
+
+
+def what_is_saved(folder: RunFolder) -> str:
+    """In words, for the end of a sentence about what went wrong."""
     kept = [step for step, _ in checkpoint.steps_of(folder.checkpoints)]
-    what = f"the steps up to {kept[-1]:,} are saved" if kept else "nothing was saved yet, so it begins again"
-    return Interrupted(f"stopped at once; {what}", where=str(folder.path), fix=folder.resume_command)
+    return f"the steps up to {kept[-1]:,} are saved" if kept else "nothing was saved yet"
 
 
 def unmeasured(folder: RunFolder) -> Interrupted:
