@@ -110,7 +110,8 @@ def write_model(folder: Path, shape: Shape) -> None:
                 last_of_block = name.endswith(("o_proj.weight", "down_proj.weight"))
                 weight.copy_(noise / math.sqrt(weight.shape[1] * (2 * shape.layers if last_of_block else 1)))
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")), unk_token="?", pad_token="?", eos_token="?").save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", pad_token="?", eos_token="?").save_pretrained(folder)
 
 
 def ids_of_step(shape: Shape, step: int) -> np.ndarray:

@@ -76,12 +76,13 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     grown = cut_off(folder / name_of("full", False, "none", 1), folder / "grown", after=2)
     config = grown.path / "config.yaml"
     config.write_text(config.read_text().replace("sharding: none", "sharding: full"))
-    (folder / "said-2").write_text(
-        together(
-            2, *jobs(2, [(*kind, sharding) for kind in KINDS for sharding in ("none", "full")]), f"resume:{grown.path}",
-            *(job(f"bfloat16-{method}-{s}", method, True, sharding=s, dtype="bfloat16") for method in ("lora", "qlora") for s in ("none", "full")),
-        )  # fmt: skip
-    )
+    twos = [(*kind, sharding) for kind in KINDS for sharding in ("none", "full")]
+    one_step = [
+        job(f"bfloat16-{method}-{sharding}", method, True, sharding=sharding, dtype="bfloat16")
+        for method in ("lora", "qlora")
+        for sharding in ("none", "full")
+    ]
+    (folder / "said-2").write_text(together(2, *jobs(2, twos), f"resume:{grown.path}", *one_step))
     saved_by_2 = folder / name_of("full", True, "full", 2)
     for n in (4, 1):
         cut_off(saved_by_2, folder / f"continued-{n}", after=2)

@@ -99,7 +99,7 @@ def _load() -> ctypes.CDLL | str:
     library.tunesmith_rmsnorm_back.argtypes = [integer, integer, long, long, number, *[pointer] * 7]
     library.tunesmith_rotary.argtypes = [integer, integer, *[long] * 5, pointer, pointer, pointer, number]
     library.tunesmith_gate.argtypes = [integer, integer, integer, *shape, pointer, pointer, pointer]
-    library.tunesmith_gate_back.argtypes = [integer, integer, integer, *shape, pointer, pointer, pointer]
+    library.tunesmith_gate_back.argtypes = [integer, integer, integer, *shape, *[pointer] * 5]
     library.tunesmith_cross_entropy.argtypes = [integer, integer, long, long, pointer, pointer, integer, pointer]
     library.tunesmith_attention_forward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 4, pointer]
     library.tunesmith_attention_backward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 5, pointer, *rows * 3]

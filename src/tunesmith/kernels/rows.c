@@ -175,15 +175,15 @@ INTO_CALLER void gate_row(int kind, const bf16 *gate, const bf16 *up, bf16 *y, i
     }
 }
 
-/* dy → activation(gate) up, gate → d gate, up → d up: each in place of the other. */
-INTO_CALLER void gate_row_back(int kind, bf16 *dy, bf16 *gate, bf16 *up, int64_t width) {
+/* dy → activation(gate) up, in its place; gradients of gate and up. */
+INTO_CALLER void gate_row_back(int kind, bf16 *dy, const bf16 *gate, const bf16 *up, bf16 *d_gate, bf16 *d_up, int64_t width) {
     for (int64_t i = 0; i < width; i += LANES) {
         int64_t n = width - i;
         Floats value, slope, d = load(dy + i, n), u = load(up + i, n);
         activation(kind, load(gate + i, n), &value, &slope);
         store(dy + i, value * u, n);
-        store(gate + i, d * u * slope, n);
-        store(up + i, d * value, n);
+        store(d_gate + i, d * u * slope, n);
+        store(d_up + i, d * value, n);
     }
 }
 
@@ -231,18 +231,20 @@ INTO_CALLER float entropy_row(bf16 *logits, int64_t n_words, int64_t target, int
                                         float *dw) {                                                                                        \
         norm_row_back(o, dy, x, r, w, a, dx, dw);                                                                                           \
     }                                                                                                                                       \
-    TARGET static void rotate_##NAME(bf16 *x, const bf16 *c, const bf16 *s, int64_t t, float d) { rotate_head(x, c, s, t, d); }             \
+    TARGET static void rotate_##NAME(bf16 *x, int64_t heads, int64_t width, const bf16 *c, const bf16 *s, int64_t t, float d) {             \
+        for (int64_t h = 0; h < heads; h++) rotate_head(x + h * width, c, s, t, d);                                                         \
+    }                                                                                                                                       \
     TARGET static void gate_##NAME(int k, const bf16 *g, const bf16 *u, bf16 *y, int64_t n) {                                               \
         if (k == SILU)                                                                                                                      \
             gate_row(SILU, g, u, y, n);                                                                                                     \
         else                                                                                                                                \
             gate_row(GELU_TANH, g, u, y, n);                                                                                                \
     }                                                                                                                                       \
-    TARGET static void gate_back_##NAME(int k, bf16 *dy, bf16 *g, bf16 *u, int64_t n) {                                                     \
+    TARGET static void gate_back_##NAME(int k, bf16 *dy, const bf16 *g, const bf16 *u, bf16 *dg, bf16 *du, int64_t n) {                     \
         if (k == SILU)                                                                                                                      \
-            gate_row_back(SILU, dy, g, u, n);                                                                                               \
+            gate_row_back(SILU, dy, g, u, dg, du, n);                                                                                       \
         else                                                                                                                                \
-            gate_row_back(GELU_TANH, dy, g, u, n);                                                                                          \
+            gate_row_back(GELU_TANH, dy, g, u, dg, du, n);                                                                                  \
     }                                                                                                                                       \
     TARGET static float entropy_##NAME(bf16 *l, int64_t v, int64_t t, int g, float *s) { return entropy_row(l, v, t, g, s); }
 
@@ -258,9 +260,9 @@ VERSIONS(AVX512, avx512)
 
 static float (*const norms[])(const Norm *, const bf16 *, const bf16 *, bf16 *, const bf16 *, bf16 *) = CHOICES(norm);
 static void (*const norms_back[])(const Norm *, const bf16 *, const bf16 *, float, const bf16 *, const bf16 *, bf16 *, float *) = CHOICES(norm_back);
-static void (*const rotations[])(bf16 *, const bf16 *, const bf16 *, int64_t, float) = CHOICES(rotate);
+static void (*const rotations[])(bf16 *, int64_t, int64_t, const bf16 *, const bf16 *, int64_t, float) = CHOICES(rotate);
 static void (*const gates[])(int, const bf16 *, const bf16 *, bf16 *, int64_t) = CHOICES(gate);
-static void (*const gates_back[])(int, bf16 *, bf16 *, bf16 *, int64_t) = CHOICES(gate_back);
+static void (*const gates_back[])(int, bf16 *, const bf16 *, const bf16 *, bf16 *, bf16 *, int64_t) = CHOICES(gate_back);
 static float (*const entropies[])(bf16 *, int64_t, int64_t, int, float *) = CHOICES(entropy);
 
 void tunesmith_rmsnorm(int path, int threads, int64_t n, int64_t width, float epsilon, float offset, const bf16 *x, const bf16 *added, bf16 *sum,
@@ -285,8 +287,7 @@ void tunesmith_rmsnorm_back(int path, int threads, int64_t n, int64_t width, flo
 void tunesmith_rotary(int path, int threads, int64_t n, int64_t heads, int64_t width, int64_t turned, int64_t stride, bf16 *x, const bf16 *cos,
                       const bf16 *sin, float direction) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t h = 0; h < heads; h++) rotations[path](x + i * stride + h * width, cos + i * turned, sin + i * turned, turned, direction);
+    for (int64_t i = 0; i < n; i++) rotations[path](x + i * stride, heads, width, cos + i * turned, sin + i * turned, turned, direction);
 }
 
 void tunesmith_gate(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, const bf16 *gate, const bf16 *up, bf16 *y) {
@@ -294,9 +295,11 @@ void tunesmith_gate(int path, int threads, int kind, int64_t n, int64_t width, i
     for (int64_t i = 0; i < n; i++) gates[path](kind, gate + i * stride, up + i * stride, y + i * width, width);
 }
 
-void tunesmith_gate_back(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, bf16 *dy, bf16 *gate, bf16 *up) {
+void tunesmith_gate_back(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, bf16 *dy, const bf16 *gate, const bf16 *up,
+                         bf16 *d_gate, bf16 *d_up) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i++) gates_back[path](kind, dy + i * width, gate + i * stride, up + i * stride, width);
+    for (int64_t i = 0; i < n; i++)
+        gates_back[path](kind, dy + i * width, gate + i * stride, up + i * stride, d_gate + i * width, d_up + i * width, width);
 }
 
 /* nll: float64 [n]; returns 0, or 1 if there was no memory. */

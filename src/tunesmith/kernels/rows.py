@@ -230,26 +230,39 @@ def _activated(kind: Activation, x: Tensor) -> Tensor:
 
 
 def gate_backward_(kind: Activation, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """activation(gate) * up once more, d gate and d up; in the memory of dy, gate and up, whose contents are lost."""
-    _gate_backward(KINDS.index(kind), dy_MF, gate_MF, up_MF)
-    return dy_MF, gate_MF, up_MF
+    """activation(gate) * up once more, in the memory of dy, whose contents are lost; d gate and d up."""
+    d_gate_MF, d_up_MF = _gate_backward(KINDS.index(kind), dy_MF, gate_MF, up_MF)
+    return dy_MF, d_gate_MF, d_up_MF
 
 
-def _gate_backward_work(kind: int, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor) -> None:
+def _gate_backward_work(kind: int, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor) -> tuple[Tensor, Tensor]:
     native = fast(dy_MF, gate_MF, up_MF)
     if native is None or gate_MF.stride(0) != up_MF.stride(0) or not dy_MF.is_contiguous():
-        for place, value in zip((dy_MF, gate_MF, up_MF), gate_backward_reference(KINDS[kind], dy_MF, gate_MF, up_MF), strict=True):
-            place.copy_(value)
-        return
+        y_MF, d_gate_MF, d_up_MF = gate_backward_reference(KINDS[kind], dy_MF, gate_MF, up_MF)
+        dy_MF.copy_(y_MF)
+        return d_gate_MF, d_up_MF
+    d_gate_MF, d_up_MF = _gate_backward_shapes(kind, dy_MF, gate_MF, up_MF)
     n, width = gate_MF.shape
     native.library.tunesmith_gate_back(
-        native.path, n_threads(gate_MF), kind, n, width, gate_MF.stride(0), dy_MF.data_ptr(), gate_MF.data_ptr(), up_MF.data_ptr()
+        native.path,
+        n_threads(gate_MF),
+        kind,
+        n,
+        width,
+        gate_MF.stride(0),
+        *(x.data_ptr() for x in (dy_MF, gate_MF, up_MF, d_gate_MF, d_up_MF)),
     )
-    for tensor in (dy_MF, gate_MF, up_MF):
-        torch.autograd.graph.increment_version(tensor)
+    torch.autograd.graph.increment_version(dy_MF)
+    return d_gate_MF, d_up_MF
 
 
-_gate_backward = operation("gate_backward_(int kind, Tensor(a!) dy, Tensor(b!) gate, Tensor(c!) up) -> ()", _gate_backward_work, _in_place)
+def _gate_backward_shapes(kind: int, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor) -> tuple[Tensor, Tensor]:
+    return dy_MF.new_empty(dy_MF.shape), dy_MF.new_empty(dy_MF.shape)
+
+
+_gate_backward = operation(
+    "gate_backward_(int kind, Tensor(a!) dy, Tensor gate, Tensor up) -> (Tensor, Tensor)", _gate_backward_work, _gate_backward_shapes
+)
 
 
 def gate_backward_reference(kind: Activation, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:

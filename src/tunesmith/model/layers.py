@@ -48,16 +48,22 @@ class Projection:
     scale: float = 0.0
 
 
+def _scaled_a(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor | None:
+    """scale · A of all projections of one input, one below the other; scaled before the cast, so rounded once."""
+    stacked = [p.a_RK * p.scale for p in projections if p.a_RK is not None]
+    return torch.cat(stacked).to(dtype) if stacked else None
+
+
 def project(x_MK: Tensor, projections: Sequence[Projection]) -> tuple[list[Tensor], Tensor | None]:
-    """Each projection of x; and x times all A, side by side, which the backward pass needs: one thin product instead of several."""
-    stacked = [p.a_RK for p in projections if p.a_RK is not None]
-    low_MR = x_MK @ torch.cat(stacked).to(x_MK.dtype).T if stacked else None
+    """Each projection of x; and x times all scaled A, side by side, which the backward pass needs: one thin product instead of several."""
+    a_RK = _scaled_a(projections, x_MK.dtype)
+    low_MR = None if a_RK is None else x_MK @ a_RK.T
     outputs, at = [], 0
     for p in projections:
         y_MN = p.frozen.mm(x_MK)
         if p.b_NR is not None and low_MR is not None:
             rank = p.b_NR.shape[1]
-            y_MN.addmm_(low_MR[:, at : at + rank], p.b_NR.to(x_MK.dtype).T, alpha=p.scale)
+            y_MN.addmm_(low_MR[:, at : at + rank], p.b_NR.to(x_MK.dtype).T)
             at += rank
         outputs.append(y_MN)
     return outputs, low_MR
@@ -65,13 +71,13 @@ def project(x_MK: Tensor, projections: Sequence[Projection]) -> tuple[list[Tenso
 
 def towards_input(dy_MN: Sequence[Tensor], projections: Sequence[Projection], wants_dx: bool = True) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x (None unless wanted) and of its low-rank products."""
-    adapted = [(p.a_RK, p.b_NR, p.scale, dy) for p, dy in zip(projections, dy_MN, strict=True) if p.a_RK is not None and p.b_NR is not None]
-    dtype, d_low_MR, dx_MK = dy_MN[0].dtype, None, None
-    if adapted:
-        d_low_MR = torch.cat([dy @ (b * scale).to(dtype) for _, b, scale, dy in adapted], 1)  # scaled before the cast: rounded once
+    dtype, dx_MK = dy_MN[0].dtype, None
+    lows = [dy @ p.b_NR.to(dtype) for p, dy in zip(projections, dy_MN, strict=True) if p.b_NR is not None]
+    d_low_MR = torch.cat(lows, 1) if lows else None
     if wants_dx:
-        if d_low_MR is not None:
-            dx_MK = d_low_MR @ torch.cat([a for a, *_ in adapted]).to(dtype)
+        a_RK = _scaled_a(projections, dtype)
+        if d_low_MR is not None and a_RK is not None:
+            dx_MK = d_low_MR @ a_RK
         for p, dy in zip(projections, dy_MN, strict=True):
             dx_MK = p.frozen.mm_t(dy, onto=dx_MK)
     return dx_MK, d_low_MR
@@ -81,16 +87,16 @@ def of_adapters(
     dy_MN: Sequence[Tensor], x_MK: Tensor, low_MR: Tensor | None, d_low_MR: Tensor | None, projections: Sequence[Projection]
 ) -> list[Tensor | None]:
     """Gradients of A and B of each projection in turn; None, None of one without."""
-    d_a_RK = None if d_low_MR is None else (d_low_MR.T @ x_MK).float()
+    d_scaled_a_RK = None if d_low_MR is None else d_low_MR.T @ x_MK
     gradients: list[Tensor | None] = []
     at = 0
     for p, dy in zip(projections, dy_MN, strict=True):
-        if p.b_NR is None or low_MR is None or d_a_RK is None:
+        if p.b_NR is None or low_MR is None or d_scaled_a_RK is None:
             gradients += [None, None]
             continue
-        rank = p.b_NR.shape[1]
-        gradients += [d_a_RK[at : at + rank], (dy.T @ low_MR[:, at : at + rank]).float().mul_(p.scale)]
-        at += rank
+        rows_of_p = slice(at, at + p.b_NR.shape[1])
+        gradients += [d_scaled_a_RK[rows_of_p].float().mul_(p.scale), (dy.T @ low_MR[:, rows_of_p]).float()]
+        at = rows_of_p.stop
     return gradients
 
 
@@ -168,7 +174,7 @@ def backward(
     # one pass makes the gradients of gate and up, and the input of `down` again: A of `down` waits for it
     d_inner_MF, d_low = towards_input([dy_MD], parts.down)
     assert d_inner_MF is not None
-    inner_MF, d_gate_MF, d_up_MF = rows.gate_backward_(form.activation, d_inner_MF, gate_MF.clone(), up_MF.clone())
+    inner_MF, d_gate_MF, d_up_MF = rows.gate_backward_(form.activation, d_inner_MF, gate_MF, up_MF)
     of_down = of_adapters([dy_MD], inner_MF, low_down, d_low, parts.down)
     del inner_MF, d_inner_MF
     d_normed_MD, d_low = towards_input([d_gate_MF, d_up_MF], parts.gate_up)
