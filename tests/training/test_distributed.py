@@ -231,7 +231,9 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(runs: Path, tiny_mode
     assert job.returncode == 1 and step == 2
     assert time.time() - last.stat().st_mtime < 30  # from the last checkpoint to the end of the job
     status = folder.status()
-    assert status["state"] == "failed" and status["problem"].startswith("a process died or does not answer any more: rank 1 of 2, heard last ")
+    assert status["state"] == "failed" and status["problem"].startswith(
+        "a process died or does not answer any more: rank 1 of 2, heard last "
+    )
     assert status["resume_command"] == f"torchrun --nproc-per-node 2 -m tunesmith resume {folder.path}"
     assert said.count("a process died") == 1
     resume(folder)
