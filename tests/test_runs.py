@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.config import validate
 from tunesmith.errors import BadInput, MachineFailed
-from tunesmith.files import explain_disk, must_be_new
+from tunesmith.files import explain_disk
 from tunesmith.runs import RunFolder, list_runs
 
 
@@ -37,8 +37,6 @@ def test_an_output_below_a_file_names_the_file(tmp_path: Path):
     (tmp_path / "notes").write_text("precious")
     with pytest.raises(BadInput, match=f"{tmp_path / 'notes'} is a file, and the output would lie in it"):
         create(tmp_path / "notes" / "runs" / "x")
-    with pytest.raises(BadInput, match="is a file, and the output would lie in it"):
-        must_be_new(tmp_path / "notes" / "model")
 
 
 def test_a_run_that_is_being_trained_is_not_offered_to_be_resumed(tmp_path: Path):
