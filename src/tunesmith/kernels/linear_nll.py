@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from tunesmith.kernels.rows import cross_entropy_, is_compiled
 
-CHUNK_TOKENS = 512  # 256 to 512 rows keep the logits of a 50k vocabulary in the cache of a CPU; see docs/log.md
+CHUNK_TOKENS = 256  # rows whose logits, of a 50k vocabulary, stay in the cache of a CPU; see docs/log.md
 CACHED_ROWS = 16  # rows of float32 logits that are worked on at a time on a CPU, so that they stay in its cache
 
 
