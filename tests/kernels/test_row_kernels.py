@@ -119,6 +119,12 @@ def test_cross_entropy_of_a_token_that_is_out_of_reach_and_of_nan(path):
     assert rows.cross_entropy_(far, torch.tensor([3, 3]), gradient=True).isnan()
 
 
+@pytest.mark.parametrize("target", [-100, 40])
+def test_a_target_beyond_the_words_is_refused_and_nothing_is_read_there(path, target):
+    with pytest.raises((IndexError, RuntimeError)):
+        rows.cross_entropy_(numbers(2, 40), torch.tensor([3, target]), gradient=True)
+
+
 def test_float32_is_done_by_the_references():
     x, weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)), torch.ones(40)
     assert torch.equal(rows.rmsnorm(x, weight, 1e-5)[0], rows.rmsnorm_reference(x, weight, 1e-5, 0.0)[0])

@@ -163,6 +163,20 @@ def test_the_base_and_any_adapter_answer_by_the_switch():
     assert not torch.equal(own["x"], own[None])
 
 
+def test_tables_that_a_model_keeps_from_call_to_call_do_not_carry_documents_along():
+    """Some rotary embeddings give the same tensors again: what was noted on them for one row is not taken for the next."""
+    model = fused(adapted(FUSED["llama"]()))
+    keep_documents_apart(model, 0, 40)
+    kept, rotary = {}, model.model.rotary_emb.forward
+    model.model.rotary_emb.forward = lambda x, position_ids: kept.setdefault(position_ids.shape, rotary(x, position_ids))
+    three = collate_row(row_of(examples()))
+    two = replace(three, document_BT=torch.arange(sum(LENGTHS))[None] // 25)  # the same tokens, cut otherwise
+    with torch.no_grad():
+        first = float(Scored(model)(two).sum)
+        assert float(Scored(model)(three).sum) != first
+        assert float(Scored(model)(two).sum) == first
+
+
 def test_recomputed_layers_give_the_same_bits():
     kept, again = fused(adapted(FUSED["qwen3"]())), fused(adapted(FUSED["qwen3"]()))
     recompute_activations(again)

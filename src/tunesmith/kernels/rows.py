@@ -288,6 +288,8 @@ def _cross_entropy_work(logits_NV: Tensor, target_N: Tensor, gradient: bool) -> 
     if native is None or not logits_NV.is_contiguous():
         return cross_entropy_reference_(logits_NV, target_N, gradient)
     n, n_words = logits_NV.shape
+    if n and not 0 <= int(target_N.min()) <= int(target_N.max()) < n_words:
+        raise IndexError(f"a target is none of {n_words} words")
     nll_N = torch.empty(n, dtype=torch.float64)
     if native.library.tunesmith_cross_entropy(
         native.path, n_threads(logits_NV), n, n_words, logits_NV.data_ptr(), target_N.contiguous().data_ptr(), gradient, nll_N.data_ptr()

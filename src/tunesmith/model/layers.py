@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from tunesmith.kernels import rows
 from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward
 from tunesmith.kernels.native import compiled
-from tunesmith.model.attention import Within
+from tunesmith.model.attention import Layout, Within
 from tunesmith.model.lora import LoraLinear
 
 TRIED_TOKENS = 24
@@ -137,11 +137,16 @@ class Parts:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How the rows of a batch lie: rotary tables [M, R] of each token, and where documents start (kernels/causal_attention.py)."""
+    """How the rows of a batch lie: rotary tables [M, R] of each token, and where documents start (kernels/causal_attention.py).
+
+    layout, shape   of what they were made: of a packed row or none, rows and tokens
+    """
 
     cos_MR: Tensor
     sin_MR: Tensor
     starts: Tensor
+    layout: Layout | None
+    shape: torch.Size
 
 
 def forward(x_MD: Tensor, parts: Parts, form: Form, tokens: Tokens) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -293,19 +298,18 @@ class Fused:
             or any(value is not None and value is not False for value in others.values())
         ):
             return None
-        if isinstance(attention_mask, Within):
-            if not attention_mask.causal:
-                return None
-            starts = attention_mask.layout.starts
-        elif attention_mask is None:  # rows of one document each, padded on the right if at all
-            starts = torch.arange(0, x.shape[0] * x.shape[1] + 1, x.shape[1], dtype=torch.int32)
-        else:
+        layout = attention_mask.layout if isinstance(attention_mask, Within) and attention_mask.causal else None
+        if attention_mask is not None and layout is None:
             return None
         cos_BTR: Any = position_embeddings[0]
-        if not hasattr(cos_BTR, "_tunesmith_tokens"):  # all layers of a forward pass get the same tables, and keep one copy
+        tokens: Tokens | None = getattr(
+            cos_BTR, "_tunesmith_tokens", None
+        )  # all layers of a forward pass get the same tables, and keep one copy
+        if tokens is None or tokens.layout is not layout or tokens.shape != x.shape[:2]:
             cos_MR, sin_MR = (table.expand(x.shape[0], -1, -1).flatten(0, 1) for table in position_embeddings)
-            cos_BTR._tunesmith_tokens = Tokens(cos_MR, sin_MR, starts)
-        tokens: Tokens = cos_BTR._tunesmith_tokens
+            # without a layout: rows of one document each, padded on the right if at all
+            starts = torch.arange(0, len(cos_MR) + 1, x.shape[1], dtype=torch.int32) if layout is None else layout.starts
+            tokens = cos_BTR._tunesmith_tokens = Tokens(cos_MR, sin_MR, starts, layout, x.shape[:2])
         return tokens
 
 
