@@ -170,7 +170,8 @@ def test_tables_that_a_model_keeps_from_call_to_call_do_not_carry_documents_alon
     kept, rotary = {}, model.model.rotary_emb.forward
     model.model.rotary_emb.forward = lambda x, position_ids: kept.setdefault(position_ids.shape, rotary(x, position_ids))
     three = collate_row(row_of(examples()))
-    two = replace(three, document_BT=torch.arange(sum(LENGTHS))[None] // 25)  # the same tokens, cut otherwise
+    positions = torch.tensor([*range(25), *range(24)])[None]
+    two = replace(three, positions_BT=positions, document_BT=torch.arange(sum(LENGTHS))[None] // 25)  # the same tokens, cut otherwise
     with torch.no_grad():
         first = float(Scored(model)(two).sum)
         assert float(Scored(model)(three).sum) != first
