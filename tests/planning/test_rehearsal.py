@@ -2,7 +2,8 @@
 
 import json
 import signal
-import threading
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -159,15 +160,27 @@ def test_a_model_of_many_layers_is_found_to_repeat_without_building_them():
     assert (cut.short, cut.long, cut.period) == (2, 3, 1)
 
 
-def test_ctrl_c_ends_a_rehearsal(tmp_path):
-    run = run_of(tmp_path, "full", {"full": {"train": ["layers"]}})  # by name: every layer is built
-    config = transformers.LlamaConfig(**GROUPED | {"num_hidden_layers": 100_000})
-    waiting = threading.get_ident()
-    threading.Timer(0.5, lambda: signal.pthread_kill(waiting, signal.SIGINT)).start()
-    begun = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        rehearse(Scene(run, config, torch.float32, True, 24), rows_of(2, 24, 1.0, run))
-    assert time.monotonic() - begun < 10
+DEEP = """
+import sys, torch, transformers
+from tunesmith.config import validate
+from tunesmith.planning.rehearsal import Scene, rehearse
+from tunesmith.planning.shapes import rows_of
+run = validate({"model": "acorn", "method": "full", "output": "x", "data": {"train": "x"}, "full": {"train": ["layers"]}}, "test")[0]
+config = transformers.LlamaConfig(num_hidden_layers=100_000, hidden_size=32, intermediate_size=48, num_attention_heads=4, vocab_size=96)
+print("begun", flush=True)
+rehearse(Scene(run, config, torch.float32, True, 24), rows_of(2, 24, 1.0, run))  # by name: every layer is built
+"""
+
+
+def test_ctrl_c_ends_a_rehearsal():
+    with subprocess.Popen([sys.executable, "-c", DEEP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None and job.stdout.readline() == "begun\n"
+        time.sleep(0.5)
+        begun = time.monotonic()
+        job.send_signal(signal.SIGINT)
+        said = job.communicate(timeout=30)[1]
+    assert job.returncode != 0 and "KeyboardInterrupt" in said
+    assert time.monotonic() - begun < 15
 
 
 def test_a_mixture_is_rehearsed_with_an_even_router(tmp_path):

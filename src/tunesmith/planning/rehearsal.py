@@ -13,11 +13,11 @@ through them: each of the moments at which the most can be alive (PHASES) by its
 """
 
 import copy
-import ctypes
 import json
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,22 +105,18 @@ def rehearse(scene: Scene, size: Size, trains: bool = True) -> Step:
 
     Raises BadInput where the model cannot be rehearsed, or trained.
     """
-    # a thread of its own: the buffer that layers are de-quantised into is kept by thread, and real work must not find this one
-    with ThreadPoolExecutor(1) as thread:
-        step = thread.submit(_on_lines, scene, size, trains)
+    # a thread of its own: the buffer that layers are de-quantised into is kept by thread, and real work must not find this one;
+    # a daemon, as whoever is interrupted waits no longer and may end the process
+    answer: Future[Step] = Future()
+
+    def work() -> None:
         try:
-            return step.result()
-        except KeyboardInterrupt:  # meets the waiting thread alone: without this the pool would wait for a step that nobody wants
-            while not step.done():
-                _interrupt(thread)
-                wait([step], timeout=0.1)
-            raise
+            answer.set_result(_on_lines(scene, size, trains))
+        except BaseException as error:
+            answer.set_exception(error)
 
-
-def _interrupt(pool: ThreadPoolExecutor) -> None:
-    """Raise KeyboardInterrupt in the pool's thread at its next line of Python. One line may swallow it (a weak reference's callback)."""
-    for thread in pool._threads:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
+    threading.Thread(target=work, daemon=True).start()
+    return answer.result()
 
 
 def _on_lines(scene: Scene, size: Size, trains: bool) -> Step:
