@@ -133,6 +133,9 @@ def _fail(text: str, code: int, error: BaseException | None = None) -> None:
     if not is_silent(error):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
+    if code == 130 and any(thread.name == "rehearsal" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(code)  # the end of Python would tear a thread out of torch, which aborts the process
     raise SystemExit(code)
 
 

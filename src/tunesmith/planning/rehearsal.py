@@ -115,7 +115,7 @@ def rehearse(scene: Scene, size: Size, trains: bool = True) -> Step:
         except BaseException as error:
             answer.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work, name="rehearsal", daemon=True).start()
     return answer.result()
 
 
