@@ -161,7 +161,8 @@ def test_a_model_of_many_layers_is_found_to_repeat_without_building_them():
 
 
 DEEP = """
-import torch, transformers
+import signal, torch, transformers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests themselves run in a shell's background
 from tunesmith import cli
 from tunesmith.config import validate
 from tunesmith.planning.rehearsal import Scene, rehearse
