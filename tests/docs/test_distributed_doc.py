@@ -100,7 +100,7 @@ def test_the_kubernetes_command_exists_and_its_files_are_on_the_shared_volume():
     assert subprocess.run(["/bin/sh", "-n", "-c", script], capture_output=True).returncode == 0
     assert_a_command_of_ours(shlex.split(script.rpartition("exec ")[2]))
     run = load_run(CLUSTER / "run.yaml")[0]
-    assert f"[ -f {run.output}/config.yaml ]" in script and f"resume {run.output};" in script and "train /work/run.yaml;" in script
+    assert f"[ -f {run.output}/config.yaml ]" in script and f"resume {run.output};" in script and "train /mnt/shared/run.yaml;" in script
 
 
 def test_commands_and_keys_in_the_document_exist():
