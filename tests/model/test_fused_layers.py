@@ -21,6 +21,7 @@ from tunesmith.model.adapters import adapter_parameters, attach, switch_of
 from tunesmith.model.attention import keep_documents_apart
 from tunesmith.model.blocks import fuse
 from tunesmith.model.layers import fuse_layers, fused_forms
+from tunesmith.planning.account import Account
 from tunesmith.training.method import recompute_activations
 
 pytestmark = pytest.mark.skipif(native.compiled() is None or not native.compiled().has_amx, reason="a CPU without AMX")
@@ -184,19 +185,34 @@ def test_recomputed_layers_give_the_same_bits():
     assert off(loss_and_gradients(again, collate(examples())), loss_and_gradients(kept, collate(examples()))) == (0, 0)
 
 
+def test_recomputed_layers_keep_their_inputs_alone():
+    peaks = {}
+    for recomputed in (False, True):
+        model = fused(adapted(FUSED["llama"]()))
+        if recomputed:
+            recompute_activations(model)
+        scored = Scored(model)
+        with Account() as account:
+            scored(collate(examples() * 16))
+        peaks[recomputed] = account.peak_bytes
+    assert peaks[True] < 0.6 * peaks[False]  # of two layers one is whole at a time
+
+
+def kept_bytes(model: Any) -> int:
+    """Of what a forward pass leaves for the backward one, weights aside."""
+    storages, weights = {}, {p.data_ptr() for p in model.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if (at := tensor.untyped_storage().data_ptr()) not in weights:
+            storages[at] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        Scored(model)(collate(examples() * 4))
+    return sum(storages.values())
+
+
 def test_less_is_kept_for_the_backward_pass():
-    def kept_bytes(model: Any) -> int:
-        storages, weights = {}, {p.data_ptr() for p in model.parameters()}
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            if (at := tensor.untyped_storage().data_ptr()) not in weights:
-                storages[at] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            Scored(model)(collate(examples() * 4))
-        return sum(storages.values())
-
     apart, together = adapted(FUSED["llama"]()), adapted(FUSED["llama"]())
     fuse(apart)
     assert kept_bytes(fused(together)) < 0.85 * kept_bytes(apart)

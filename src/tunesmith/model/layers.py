@@ -14,8 +14,9 @@ Children keep their names, so files, optimizer state and sharding see the same t
 (kernels/rows.py, kernels/causal_attention.py); its reference is the family's own code.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -252,7 +253,6 @@ class Fused:
         self.layer, self.form, self.own = layer, form, layer.forward
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
-        # another thread's Fake tensors, float32, a cache …: whatever this is not for
         parts = self.parts(hidden_states)
         tokens = None if arguments or parts is None else self.tokens(hidden_states, **named)
         if parts is None or tokens is None:
@@ -348,13 +348,27 @@ def fuse_layers(model: Any) -> None:
 
 
 def put_form(layer: Any, form: Form) -> None:
-    """The same for a layer of which it is known, and which may have no weights yet."""
-    layer.forward = Fused(layer, form)
+    """The same for a layer of which it is known, and which may have no weights yet.
+
+    As a subclass, not as a `forward` of the instance: transformers wraps the forward of every subclass of a layer, to recompute it.
+    """
+    layer._tunesmith_fused = Fused(layer, form)
+    own: Hashable = type(layer)
+    layer.__class__ = _fused_class(own)
+
+
+@cache
+def _fused_class(own: Any) -> type:
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        return self._tunesmith_fused(*arguments, **named)
+
+    return type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
 
 
 def fused_forms(model: nn.Module) -> dict[str, Form]:
     """Of the fused layers, by their path."""
-    return {path: module.forward.form for path, module in model.named_modules() if isinstance(module.forward, Fused)}
+    fused = {path: getattr(module, "_tunesmith_fused", None) for path, module in model.named_modules()}
+    return {path: found.form for path, found in fused.items() if isinstance(found, Fused)}
 
 
 @torch.no_grad()

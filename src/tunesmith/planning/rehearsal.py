@@ -248,7 +248,7 @@ def _build(scene: Scene, fake: FakeTensorMode, n_layers: int) -> _Shapes:
             switch_of(model).active = "plan"
             parameters = adapter_parameters(model, "plan")
     if run.method != "full":
-        if scene.on_cpu and not run.training.gradient_checkpointing:
+        if scene.on_cpu:
             fuse_layers(model)
         fuse(model)
     if run.training.gradient_checkpointing:

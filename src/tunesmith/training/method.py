@@ -169,8 +169,7 @@ def _lora(run: Run, loaded: Loaded, compute: torch.dtype, name: str) -> Tuned:
     said += experts_left_out(model, name)
     said += quantised_words(model)
     switch_of(model).active = name
-    if not run.training.gradient_checkpointing:  # recomputed, a fused layer still held what it keeps: no memory was saved
-        fuse_layers(model)
+    fuse_layers(model)
     fuse(model)
     parameters = adapter_parameters(model, name)
     # a hub id or acorn by name; a folder by its whole path, so that PEFT finds it from anywhere
