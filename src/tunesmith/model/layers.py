@@ -14,9 +14,8 @@ Children keep their names, so files, optimizer state and sharding see the same t
 (kernels/rows.py, kernels/causal_attention.py); its reference is the family's own code.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -353,11 +352,9 @@ def put_form(layer: Any, form: Form) -> None:
     As a subclass, not as a `forward` of the instance: transformers wraps the forward of every subclass of a layer, to recompute it.
     """
     layer._tunesmith_fused = Fused(layer, form)
-    own: Hashable = type(layer)
-    layer.__class__ = _fused_class(own)
+    layer.__class__ = _fused_class(type(layer))
 
 
-@cache
 def _fused_class(own: Any) -> type:
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
         return self._tunesmith_fused(*arguments, **named)
