@@ -40,6 +40,7 @@ from tunesmith.exports.parity import probe_rows  # noqa: E402
 from tunesmith.exports.quantized import written_dtype  # noqa: E402
 from tunesmith.files import must_be_new, sha256_of  # noqa: E402
 from tunesmith.inference import engine  # noqa: E402
+from tunesmith.kernels import memory  # noqa: E402
 from tunesmith.kernels.native import compiled  # noqa: E402
 from tunesmith.kill_points import reached  # noqa: E402
 from tunesmith.model.adapters import AdapterFile, adapter_names, fingerprint, load_adapter, read_adapter, using  # noqa: E402
@@ -57,6 +58,8 @@ from tunesmith.runs import RunFolder, adapter_of, now, save_evaluation  # noqa: 
 from tunesmith.training import distributed, loop, resuming, stopping  # noqa: E402
 from tunesmith.training.method import load_base  # noqa: E402
 from tunesmith.training.ready import prepare  # noqa: E402
+
+memory.keep_tensors()
 
 Prompt = str | Sequence[Mapping[str, str] | Message]
 SAMPLES_KEPT = 24  # answers shown in the report

@@ -21,10 +21,8 @@ def keep_freed_memory() -> None:
     """Let the C allocator reuse large blocks instead of returning them to the system after every operation.
 
     Each operation of a training step allocates and frees megabytes; returned pages fault again at their next use, which cost a
-    third of a CPU step where it was measured (docs/log.md). Call before torch is imported.
-
-    The price is memory: blocks that are aligned, as torch's are, seldom fit a gap that one of their size has left, and the process grows to
-    twice and more of what its tensors take (docs/plan.md). TUNESMITH_KEEP_MEMORY=0 gives every block back instead.
+    third of a CPU step where it was measured (docs/log.md). Call before torch is imported. Of tensors themselves kernels/memory.py takes
+    care; this is for what libraries allocate beside them. TUNESMITH_KEEP_MEMORY=0 gives every block back instead.
     """
     if os.environ.get("TUNESMITH_KEEP_MEMORY") == "0":
         give_back_freed_memory()
@@ -43,10 +41,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> bool:
-    """From now on every large block goes back to the system when it is freed: slower, and the process holds what its tensors take.
-
-    False: this system's allocator cannot be told.
-    """
+    """From now on large blocks go back to the system when they are freed. False: this system's allocator cannot be told."""
     if sys.platform != "linux":
         return False
     try:

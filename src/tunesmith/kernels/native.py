@@ -22,7 +22,7 @@ import torch  # noqa: F401 - its OpenMP library must be in the process before ou
 from tunesmith.errors import BadInput
 
 VARIABLE = "TUNESMITH_KERNELS"
-VERSION = 3  # of the library's signatures: tunesmith_version() in blocks_4bit.c
+VERSION = 4  # of the library's signatures: tunesmith_version() in blocks_4bit.c
 PATHS = ("plain", "AVX2", "AVX-512")  # by the number that the library knows them by
 FORCED = {"c-scalar": 0, "c-avx2": 1}
 
@@ -50,6 +50,12 @@ def describe() -> str:
         return f"C ({', '.join(filter(None, (PATHS[native.path], forced)))})"
     library = _load()
     return f"torch ({forced or library})"
+
+
+def loaded() -> ctypes.CDLL | None:
+    """The library for what is no arithmetic, and so the same whatever TUNESMITH_KERNELS forces."""
+    library = _load()
+    return None if isinstance(library, str) else library
 
 
 def library_file() -> Path | None:
@@ -103,6 +109,18 @@ def _load() -> ctypes.CDLL | str:
     library.tunesmith_cross_entropy.argtypes = [integer, integer, long, long, pointer, pointer, integer, pointer]
     library.tunesmith_attention_forward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 4, pointer]
     library.tunesmith_attention_backward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 5, pointer, *rows * 3]
-    for name in ("dequantize_4bit", "quantize_4bit", "adamw8bit", "rmsnorm", "rmsnorm_back", "rotary", "gate", "gate_back"):
+    library.tunesmith_memory_state.argtypes = [pointer, pointer]
+    for name in (
+        "dequantize_4bit",
+        "quantize_4bit",
+        "adamw8bit",
+        "rmsnorm",
+        "rmsnorm_back",
+        "rotary",
+        "gate",
+        "gate_back",
+        "memory_give_back",
+        "memory_state",
+    ):
         getattr(library, f"tunesmith_{name}").restype = None
     return library

@@ -24,9 +24,10 @@ from tunesmith.data.rows import load_parts, load_rows
 from tunesmith.data.sources import read_part, sources_of
 from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
-from tunesmith.hardware import free_disk_bytes, give_back_freed_memory, memory_bytes, pick_device, pick_dtype
+from tunesmith.hardware import free_disk_bytes, memory_bytes, pick_device, pick_dtype
 from tunesmith.kernels.adamw8bit import BLOCK
 from tunesmith.kernels.linear_nll import CHUNK_TOKENS
+from tunesmith.kernels.memory import give_back
 from tunesmith.model.foreign import check_config
 from tunesmith.model.load import A_DECODER, ACORN, first_line, quietly
 from tunesmith.planning import shapes, speed
@@ -503,7 +504,7 @@ def before(run: Run) -> list[str]:
             fix=f"{fix}; tunesmith plan shows what fits where",
         )  # fmt: skip
     duration = f"about {clock(method.seconds)} of training" if method.seconds is not None else f"{method.step_seconds:.2g} s a step"
-    if device.type == "cpu" and needed > TIGHT * there and give_back_freed_memory():
+    if device.type == "cpu" and needed > TIGHT * there and give_back():
         words += " (so freed memory is given back at once, which takes time)"
     lines = [
         f"plan: {words}; {duration}; {gib(method.disk_bytes)} of disk"
