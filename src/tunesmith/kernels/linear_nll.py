@@ -17,6 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from tunesmith.kernels.rows import cross_entropy_, is_compiled
 
 CHUNK_TOKENS = 256  # rows whose logits, of a 50k vocabulary, stay in the cache of a CPU; see docs/log.md
+ROWS_STEP = (
+    32  # to a multiple of it the last chunk is filled up with zeros: a CPU's library compiles bfloat16 products for each number of rows
+)
 CACHED_ROWS = 16  # rows of float32 logits that are worked on at a time on a CPU, so that they stay in its cache
 
 
@@ -49,14 +52,20 @@ class _LinearNll(torch.autograd.Function):
         d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if want_head else None
         d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if want_bias and bias_V is not None else None
         # one buffer for the logits of a chunk, one float32 scratch for the few rows that are worked on: no large temporaries
-        buffer_CV = hidden_ND.new_empty(min(chunk_tokens, n_tokens), n_words)
+        compiles = hidden_ND.device.type == "cpu" and hidden_ND.dtype == torch.bfloat16
+        n_multiplied = -(-n_tokens // ROWS_STEP) * ROWS_STEP if compiles else n_tokens
+        buffer_CV = hidden_ND.new_empty(min(chunk_tokens, n_multiplied), n_words)
         one_pass = bias_V is None and is_compiled(hidden_ND)
         all_at_once = hidden_ND.device.type == "cuda" or isinstance(hidden_ND, FakeTensor)  # a rehearsal (planning/) allows for the scratch
         n_rows = len(buffer_CV) if all_at_once else min(CACHED_ROWS, len(buffer_CV))
         scratch_RV = torch.empty(0 if one_pass else n_rows, n_words, dtype=torch.float32, device=hidden_ND.device)
         for start in range(0, n_tokens, chunk_tokens):
-            hidden_CD = hidden_ND[start : start + chunk_tokens]
-            logits_CV = torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: len(hidden_CD)])
+            hidden_CD = filled_CD = hidden_ND[start : start + chunk_tokens]
+            n_filled = min(chunk_tokens, n_multiplied - start)
+            if n_filled > len(hidden_CD):
+                filled_CD = torch.nn.functional.pad(hidden_CD, (0, 0, 0, n_filled - len(hidden_CD)))
+            filled_CV = torch.mm(filled_CD, weight_VD.T, out=buffer_CV[:n_filled])
+            logits_CV = filled_CV[: len(hidden_CD)]
             if one_pass:
                 total += cross_entropy_(logits_CV, target_N[start : start + len(hidden_CD)], want_any).float()
             for row in () if one_pass else range(0, len(hidden_CD), n_rows):
@@ -77,10 +86,12 @@ class _LinearNll(torch.autograd.Function):
                 if d_bias_V is not None:
                     d_bias_V += work_RV.sum(0)
                 slice_RV.copy_(work_RV)
-            if d_hidden_ND is not None:
+            if d_hidden_ND is not None and n_filled > len(hidden_CD):
+                d_hidden_ND[start:] = (filled_CV @ weight_VD)[: len(hidden_CD)]
+            elif d_hidden_ND is not None:
                 torch.mm(logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk_tokens])
             if d_head_VD is not None:
-                d_head_VD += logits_CV.T @ hidden_CD
+                d_head_VD += filled_CV.T @ filled_CD
         ctx.save_for_backward(d_hidden_ND, d_head_VD, d_bias_V)
         ctx.dtypes = (head_VD.dtype, bias_V.dtype if bias_V is not None else None)
         return total

@@ -156,9 +156,7 @@ def make(
     known = _known(run, config, "all" if has_rows else "none")
     said += known.said
     rehearsals = _Rehearsals(run, config, known, pick_dtype(run.training.dtype, pick_device()), pick_device().type == "cpu")
-    rates = (
-        speed.measure(rehearsals.compute, pick_device(), config.get_text_config().hidden_size) if tflops is None else speed.given(tflops)
-    )
+    rates = rehearsals.machine_speed(pick_device()) if tflops is None else speed.given(tflops)
     found: dict[str, Method] = {}
     fits: dict[str, dict[str, Fit]] = {device.name: {} for device in devices}
     for method in [run.method, *(m for m in METHODS if m != run.method)]:
@@ -331,6 +329,11 @@ class _Rehearsals:
         run = self.run.model_copy(update={"method": method, "training": training})
         return Scene(run, self.config, compute or self.compute, on_cpu, self.known.batches.longest)
 
+    def machine_speed(self, device: torch.device) -> speed.Speed:
+        """Of this machine, tried on tensors as large as the run's."""
+        sizes = self.known.batches.sizes
+        return speed.measure(self.compute, device, self.config.get_text_config().hidden_size, sum(s.computed for s in sizes) // len(sizes))
+
     def method(self, method: str, rates: speed.Speed) -> Method:
         scene, batches = self._scene(method, self.on_cpu), self.known.batches
         sizes = shapes.fullest(batches.largest)
@@ -340,28 +343,35 @@ class _Rehearsals:
         kinds = {**fullest.peak, "optimizer": optimizer}
         n_trained = round(fullest.n_trained)
         work = work_of(batches, sizes[0], steps[0].work)
-        flops = sum(amount for (_, measure), amount in work.items() if measure.startswith(("products", "attention")))
+        flops = sum(
+            amount
+            for (_, measure), amount in work.items()
+            if measure.startswith(("products", "weight products", "thin operations", "attention"))
+        )
         update = n_trained * (40 if self.run.training.optimizer == "adamw" else 28)  # bytes read and written by clipping and the optimizer
+        compiled = self._compiled(fullest, batches.sizes) / max(len(batches.sizes), batches.n_steps)
         seconds = speed.seconds(
-            {**work, ("fixed", "update"): update}, speed.Speed({**rates.rates, "update": rates.rates.get("passes", math.inf)})
+            {**work, ("fixed", "update"): update, ("fixed", "compilations"): compiled},
+            speed.Speed({**rates.rates, "update": rates.rates.get("passes", math.inf)}),
         )
         checkpoint = 4 * n_trained + optimizer
         n_kept = self.run.training.keep_checkpoints + 1 + bool(self.known.validation)
         result = 4 * n_trained if method != "full" else kinds["weights"] / 4 * self.compute.itemsize
         known_steps = batches.n_steps if self.known.rows_known or self.run.training.steps else None
         return Method(
-            self._memory(scene, kinds, optimizer, fullest.n_quantised, fullest.products), n_trained, flops, seconds,
+            self._memory(scene, kinds, optimizer, fullest.n_quantised, fullest), n_trained, flops, seconds,
             None if known_steps is None else known_steps * seconds, round(checkpoint), round(checkpoint * n_kept + result),
         )  # fmt: skip
 
-    def _memory(self, scene: Scene, kinds: Mapping[str, float], optimizer: float, n_quantised: float, products: int) -> Memory:
+    def _memory(self, scene: Scene, kinds: Mapping[str, float], optimizer: float, n_quantised: float, fullest: Step) -> Memory:
         held = kinds["weights"] + kinds["adapters"]
         validation = measuring = 0.0
-        n_products = products * (_n_distinct(self.known.batches.sizes) + TRIALS + PACKING_TRIALS * self.run.training.packing)
+        trials = (fullest.products + fullest.products_of_pairs) * (TRIALS + PACKING_TRIALS * self.run.training.packing)
+        n_products = self._compiled(fullest, self.known.batches.sizes) + trials
         if self.known.validation:
             step = rehearse(scene, self.known.validation[0], trains=False)
             validation = sum(step.peak.values()) + optimizer
-            n_products += step.products * _n_distinct(self.known.validation)
+            n_products += self._compiled(step, self.known.validation)
         copy_in_16_bits = kinds["weights"] / 4 * self.compute.itemsize if scene.run.method == "full" and self.compute.itemsize < 4 else 0.0
         if self.run.data.has_test:
             measuring = self._measuring(scene, held)
@@ -371,6 +381,12 @@ class _Rehearsals:
         mapped = n_quantised * self.compute.itemsize if self.on_cpu and in_file else 0.0
         process = PROCESS_BYTES + PRODUCT_BYTES * min(MOST_PRODUCTS, n_products) if self.on_cpu else 0.0
         return Memory(kinds, validation, held + optimizer + copy_in_16_bits, measuring, mapped, process)
+
+    def _compiled(self, step: Step, sizes: Sequence[shapes.Size]) -> int:
+        """Products that differ among micro-batches of these sizes."""
+        tokens = {size.computed if size.packed else (size.computed, len(size.lengths)) for size in sizes}
+        lengths = {size.lengths if size.packed else (size.computed, len(size.lengths)) for size in sizes}
+        return step.products * len(tokens) + step.products_of_pairs * len(lengths)
 
     def _measuring(self, scene: Scene, held: float) -> float:
         """Models as they are loaded for it, prompts of one batch and their cache; an estimate, as what is answered is not known."""
@@ -450,11 +466,6 @@ class _Rehearsals:
         return total - shared + shared / device.count + gathered
 
 
-def _n_distinct(sizes: Sequence[shapes.Size]) -> int:
-    """Sizes whose products differ."""
-    return len({size.lengths if size.packed else (size.computed, len(size.lengths)) for size in sizes})
-
-
 MOST_TOKENS = 1 << 20  # of a micro-batch: more than that nobody wants
 
 
@@ -490,7 +501,7 @@ def before(run: Run) -> list[str]:
         known = _known(run, config, "some")
         device = pick_device()
         rehearsals = _Rehearsals(run, config, known, pick_dtype(run.training.dtype, device), device.type == "cpu")
-        method = rehearsals.method(run.method, speed.measure(rehearsals.compute, device, config.get_text_config().hidden_size))
+        method = rehearsals.method(run.method, rehearsals.machine_speed(device))
     except BadInput as error:
         return [f"no plan: {error.what}"]
     there = memory_bytes(device)

@@ -79,7 +79,8 @@ class Scene:
 class Step:
     """Of one micro-batch: bytes by kind at the fullest moment of each phase, and the work.
 
-    products        kinds of matrix products that a library would compile for these sizes (bfloat16 on a CPU)
+    products        kinds of matrix products that a library would compile for as many tokens (bfloat16 on a CPU); products_of_pairs: of one
+                    document with itself, which depend on the length of each
     n_trained       values that are trained; n_trained_small: those in tensors that adamw8bit keeps float32 moments of
     n_quantised     weights kept in few bits
     largest_layer   bytes of the weights of the largest layer; outside: of those in no layer
@@ -88,6 +89,7 @@ class Step:
     phases: Mapping[str, Mapping[str, float]]
     work: Work
     products: int
+    products_of_pairs: int
     n_trained: float
     n_trained_small: float
     n_quantised: float
@@ -367,6 +369,7 @@ def _run(
         scored = Scored(model, scene.compute, ask=why)
     tally.work.clear()
     tally.products.clear()
+    tally.products_of_pairs.clear()
     hooks = [model.base_model.register_forward_hook(lambda *_: setattr(account, "phase", "head"))]
     hooks += [layer.register_forward_hook(_marks(account, i, len(shapes.layers), period)) for i, layer in enumerate(shapes.layers)]
     with account, torch.set_grad_enabled(trains):
@@ -400,7 +403,7 @@ def _run(
     n_quantised = sum(layer.n_outputs * layer.n_inputs for layer in layers.values())
     n_small = sum(p.numel() for p in trained if p.numel() < LEAST_VALUES)
     return Step(
-        phases, work, len(tally.products), float(sum(p.numel() for p in trained)), float(n_small), float(n_quantised),
+        phases, work, len(tally.products), len(tally.products_of_pairs), float(sum(p.numel() for p in trained)), float(n_small), float(n_quantised),
         float(max((sum(t.nbytes for t in layer.parameters()) for layer in shapes.layers), default=0)),
         float(sum(t.nbytes for t in model.parameters() if id(t) not in inside)), scored.why_full_logits,
     )  # fmt: skip
@@ -424,7 +427,7 @@ def _marks(account: Account, index: int, n_layers: int, period: int) -> Callable
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "addmm_"}
 ATTENTION = ("tunesmith::causal_attention", "_scaled_dot_product", "_flash_attention", "_efficient_attention")
-THIN = 64  # operations a byte below which a product waits for memory, as those of low rank do
+THIN, THIN_FLOAT32 = {"bfloat16": 64}, 16  # operations a byte below which a product waits for memory, as those of low rank do
 SLOW_PASSES = {
     "exp",
     "silu",
@@ -449,6 +452,7 @@ class _Tally:
         self.account: Account
         self.weights: set[int] = set()
         self.products: set[tuple[object, ...]] = set()
+        self.products_of_pairs: set[tuple[object, ...]] = set()
 
     def run(self, operation: Any, args: Any, kwargs: Any) -> Any:
         tensors = list(tensors_in(args, *kwargs.values()))
@@ -478,7 +482,11 @@ class _Tally:
 
     def _count(self, operation: Any, name: str, tensors: list[Tensor], result: Any) -> None:
         results = list(tensors_in(result))
-        if operation.is_view or name in ("detach", "_unsafe_view", "view", "alias", "empty", "new_empty", "empty_like", "lift_fresh"):
+        if (
+            operation.is_view
+            or operation.namespace == "prim"
+            or name in ("detach", "_unsafe_view", "view", "alias", "empty", "new_empty", "empty_like", "lift_fresh")
+        ):
             return
         numbers = {self.account.number_of(tensor) for tensor in tensors}
         n_bytes = sum(_touched(t) for t in {id(t): t for t in (*tensors, *results)}.values())
@@ -488,20 +496,26 @@ class _Tally:
         if numbers <= self.weights:
             part = "fixed"
         dtype = str(tensors[0].dtype).removeprefix("torch.")
+        in_attention, of_pairs = name.startswith(ATTENTION), name in ("bmm", "baddbmm")
         if flops:
-            in_attention = name.startswith(ATTENTION)
-            measure = f"{'attention' if in_attention else 'products'} {dtype}"
-            part = "pairs" if in_attention or name == "bmm" else part
-            self.work[part, measure] += flops
+            part = "pairs" if in_attention or of_pairs else part
+            if in_attention:
+                self.work[part, f"attention {dtype}"] += flops
+            elif flops < THIN.get(dtype, THIN_FLOAT32) * n_bytes:
+                self.work[part, "thin products"] += n_bytes
+                self.work[part, "thin operations"] += flops  # told, and of no time of their own
+            else:
+                of_weight = not tensors[-2].is_contiguous()  # a gradient of a weight sums over the tokens of both
+                self.work[part, f"{'weight products' if of_weight else 'products'} {dtype}"] += flops
             if dtype == "bfloat16" and not in_attention:
-                self.products.add(tuple((tuple(t.shape), t.stride()) for t in tensors))
-            if flops < THIN * n_bytes:
-                self.work[part, "passes"] += n_bytes
+                (self.products_of_pairs if of_pairs else self.products).add(tuple((tuple(t.shape), t.stride()) for t in tensors))
             held = {tensor.untyped_storage()._cdata for tensor in buffers() if isinstance(tensor, FakeTensor)}
             self.work["fixed", "de-quantised"] += sum(t.numel() for t in tensors if t.untyped_storage()._cdata in held)
         else:
-            self.work[part, "slow passes" if name.rstrip("_") in SLOW_PASSES else "passes"] += n_bytes
-        self.work["scored" if head else "fixed", "calls"] += 1
+            kind = "our passes" if name.startswith("tunesmith::") else "slow passes" if name.rstrip("_") in SLOW_PASSES else "passes"
+            self.work[part, kind] += n_bytes
+        kind = "our calls" if name.startswith("tunesmith::") else "product calls" if flops and not in_attention else "calls"
+        self.work["scored" if head else "fixed", kind] += 1
 
 
 _NOTHING = object()

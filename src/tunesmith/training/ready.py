@@ -141,7 +141,8 @@ def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool
     """("apart", scores of a head kept in each layer), ("eager", bytes of all scores kept) or ("own", 0): as the model does it by itself.
 
     torch's flash attention has a backward pass that is several times slower on a CPU. Packed rows choose document by document, padded ones
-    once; the same mathematics either way. `fused` layers (model/layers.py) have an attention of their own.
+    once; the same mathematics either way. `fused` layers (model/layers.py) have an attention of their own, but go the family's way where
+    adapters have dropout.
     """
     n_kept = 1 if run.training.gradient_checkpointing else config.num_hidden_layers
     score_bytes = (
@@ -150,6 +151,7 @@ def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool
     if run.training.packing:
         return "apart", KEPT_SCORE_BYTES // score_bytes if on_cpu else 0
     most_bytes = run.training.micro_batch_tokens * longest * score_bytes
+    fused = fused and not run.lora.dropout
     if fused or not on_cpu or config._attn_implementation != "sdpa" or most_bytes > KEPT_SCORE_BYTES:
         return "own", 0
     return "eager", most_bytes
