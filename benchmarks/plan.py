@@ -8,13 +8,11 @@ Models of some ten million random weights are written from configs, and trained 
 three processes of its own:
 
     account   the run within planning/account.py, which notes every tensor: the plan's peak should be within 5 % of its peak
-    resident  the run with TUNESMITH_KEEP_MEMORY=0: the most memory the process had resident (VmHWM) above what it had before anything
-              was loaded: the plan's peak and what it says of the process should be within 10 %
+    resident  the most memory the process had resident (VmHWM) above what it had before anything was loaded: the plan's peak and what it
+              says of the process should be within 10 %
     time      the run as it is. A matrix product (the probe) is timed before and after planning, the fastest of many as the plan's own
               trials are, and after every step, on the average as other work on the machine slows both: the plan says how many probes a
               step takes, the run how many it took, in the median: within 25 %
-
-`kept` is the resident memory of the third run, where freed memory is kept for speed: it is told, and not predicted.
 """
 
 import argparse
@@ -180,7 +178,6 @@ def timed(run: Any, train: Callable[[], Any]) -> harness.Reply:
     alone = probe()
     planned = api.plan(run, devices="24").methods[run.method].step_seconds
     in_probes = planned / min(alone + probe())
-    before = resident_now()
     probes: list[float] = []
     spent: list[float] = []
 
@@ -197,7 +194,7 @@ def timed(run: Any, train: Callable[[], Any]) -> harness.Reply:
     ratios = [(seconds - extra) / own for seconds, extra, own in zip(steps, spent, probes, strict=True)][1:]  # the first one compiles
     return {
         "predicted_probes": in_probes, "taken_probes": statistics.median(ratios), "seconds": statistics.median(steps[1:]),
-        "predicted_seconds": planned, "kept_bytes": harness.peak_resident_bytes() - before,
+        "predicted_seconds": planned,
     }  # fmt: skip
 
 
@@ -211,8 +208,7 @@ def resident_now() -> int:
 def measure(name: str, folder: Path) -> dict[str, Any]:
     case, row = CASES[name], {"workload": f"plan-{name}", "opponent": "measured"}
     for mode in MODES:
-        env = {"TUNESMITH_KEEP_MEMORY": "0", "THP_MEM_ALLOC_ENABLE": "0"} if mode == "resident" else {}
-        with harness.Worker(f"{name} {mode}", [sys.executable, __file__, "--work", mode, name, str(folder)], env) as worker:
+        with harness.Worker(f"{name} {mode}", [sys.executable, __file__, "--work", mode, name, str(folder)], {}) as worker:
             row |= worker.started_with
     predicted = row["predicted_bytes"]
     row["account_off"] = round(predicted / row["account_bytes"] - 1, 4)
@@ -240,7 +236,7 @@ def main() -> None:
             rows.append(row)
             print(
                 f"{name:<26} account {row['account_bytes'] / 2**20:7.0f} MiB {row['account_off']:+7.2%}   resident {row['resident_bytes'] / 2**20:7.0f} "
-                f"{row['resident_off']:+7.2%} (kept {row['kept_bytes'] / 2**20:,.0f})   probes {row['taken_probes']:7.0f} {row['time_off']:+7.2%}",
+                f"{row['resident_off']:+7.2%}   probes {row['taken_probes']:7.0f} {row['time_off']:+7.2%}",
                 flush=True,
             )
             harness.write_rows(harness.RESULTS / "plan.json", [row], now)

@@ -131,15 +131,15 @@ def kernels() -> str:
 def planned() -> str:
     """docs/plan.md's table: what the plan said and what the runs took."""
     lines = [
-        "| run | tensors: plan | measured | off | process: plan | measured | off | kept for speed | step, in products: plan | measured | off |",
-        "|---|" + "---:|" * 10,
+        "| run | tensors: plan | measured | off | process: plan | measured | off | step, in products: plan | measured | off |",
+        "|---|" + "---:|" * 9,
     ]
     for row in results("plan.json")["rows"]:
-        mib = {key: f"{row[key] / 2**20:,.0f} MiB" for key in ("predicted_bytes", "account_bytes", "resident_bytes", "kept_bytes")}
+        mib = {key: f"{row[key] / 2**20:,.0f} MiB" for key in ("predicted_bytes", "account_bytes", "resident_bytes")}
         process = f"{(row['predicted_bytes'] + row['process_bytes']) / 2**20:,.0f} MiB"
         lines.append(
             f"| {row['workload'].removeprefix('plan-')}, {row['shape']} | {mib['predicted_bytes']} | {mib['account_bytes']} | {row['account_off']:+.1%} | "
-            f"{process} | {mib['resident_bytes']} | {row['resident_off']:+.1%} | {mib['kept_bytes']} | "
+            f"{process} | {mib['resident_bytes']} | {row['resident_off']:+.1%} | "
             f"{row['predicted_probes']:,.0f} | {row['taken_probes']:,.0f} | {row['time_off']:+.1%} |"
         )
     return "\n".join(lines)

@@ -27,7 +27,8 @@ def keep_freed_memory() -> None:
     if os.environ.get("TUNESMITH_KEEP_MEMORY") == "0":
         give_back_freed_memory()
         return
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for torch's CPU tensors
+    if not any(Path(__file__).with_name("kernels").glob("_native.*")):  # otherwise kernels/memory.c asks for huge pages itself
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform != "linux":
         return
     try:

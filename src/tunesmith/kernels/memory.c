@@ -46,7 +46,6 @@ static block *bins[POWERS][EIGHTHS];
 static uint64_t powers_in_use;
 static uint32_t eighths_in_use[POWERS];
 static int64_t held_bytes, used_bytes;
-static volatile int keeps = 0;
 
 static int (*their_memalign)(void **, size_t, size_t);
 static void (*their_free)(void *);
@@ -180,7 +179,7 @@ static block *new_segment(size_t size) {
 /* --- in the place of posix_memalign and free ----------------------------------------------------------------------------- */
 
 static int our_memalign(void **found, size_t alignment, size_t n) {
-    if (!keeps || n < LEAST || n > SIZE_MAX / 4 || alignment > (size_t)sysconf(_SC_PAGESIZE)) return their_memalign(found, alignment, n);
+    if (n < LEAST || n > SIZE_MAX / 4 || alignment > (size_t)sysconf(_SC_PAGESIZE)) return their_memalign(found, alignment, n);
     size_t size = ((n + LINE - 1) & ~(size_t)(LINE - 1)) + LINE, wanted = alignment > LINE ? size + alignment + LINE : size;
     pthread_mutex_lock(&lock);
     block *b = find(wanted);
@@ -235,7 +234,6 @@ static void our_free(void *data) {
         b = join(b->before, b);
     }
     put(b);
-    if (!keeps) release_free_segments();
     pthread_mutex_unlock(&lock);
 }
 
@@ -302,16 +300,7 @@ int tunesmith_memory_keep(void) {
         if (!exchange(found.free, our_free) || !exchange(found.memalign, our_memalign)) return 0;
         installed = 1;
     }
-    keeps = 1;
     return 1;
-}
-
-/* From now on nothing is kept; blocks in use are returned to the system with the last of their segment. */
-void tunesmith_memory_give_back(void) {
-    pthread_mutex_lock(&lock);
-    keeps = 0;
-    release_free_segments();
-    pthread_mutex_unlock(&lock);
 }
 
 /* Bytes mapped, and of these in use. */
@@ -325,7 +314,6 @@ void tunesmith_memory_state(int64_t *held, int64_t *used) {
 #else
 
 int tunesmith_memory_keep(void) { return 0; }
-void tunesmith_memory_give_back(void) {}
 void tunesmith_memory_state(int64_t *held, int64_t *used) { *held = *used = 0; }
 
 #endif

@@ -2,7 +2,6 @@
 
     keep_tensors()         # once torch is in the process
     state()                # (bytes held, bytes in use)
-    give_back()            # from now on nothing is kept
 
 A training step allocates and frees its tensors anew, and rows of other lengths make them a little larger or smaller each time. glibc's
 allocator seldom finds room for such an aligned block in the gaps that others have left: the process grew by 25 MiB with each step, and a
@@ -13,7 +12,6 @@ neighbours and used again, so after a few steps no page is new.
 import ctypes
 import os
 
-from tunesmith import hardware
 from tunesmith.kernels.native import loaded
 
 VARIABLE = "TUNESMITH_KEEP_MEMORY"  # 0: every block goes back to the system when it is freed
@@ -23,17 +21,6 @@ def keep_tensors() -> bool:
     """False where it is not wanted, or not possible: without compiled kernels, on other systems than Linux."""
     library = loaded()
     return os.environ.get(VARIABLE) != "0" and library is not None and bool(library.tunesmith_memory_keep())
-
-
-def give_back() -> bool:
-    """From now on every large block goes back to the system when it is freed: slower, and the process holds what its tensors take.
-
-    False: this system's allocator cannot be told.
-    """
-    library = loaded()
-    if library is not None:
-        library.tunesmith_memory_give_back()
-    return hardware.give_back_freed_memory()
 
 
 def state() -> tuple[int, int]:

@@ -119,7 +119,6 @@ def _load() -> ctypes.CDLL | str:
         "rotary",
         "gate",
         "gate_back",
-        "memory_give_back",
         "memory_state",
     ):
         getattr(library, f"tunesmith_{name}").restype = None

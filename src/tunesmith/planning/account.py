@@ -53,7 +53,8 @@ class Account(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None and known[0]() is not None:
             return known[1]
         self._count += 1
-        number, n_bytes = self._count, storage.nbytes()
+        # what is on no device has no memory, whatever its storage says: a model is built of such tensors before its weights are read
+        number, n_bytes = self._count, 0 if tensor.device.type == "meta" else storage.nbytes()
 
         def gone(reference: Any) -> None:
             if (held := self._known.get(address)) is not None and held[0] is reference:

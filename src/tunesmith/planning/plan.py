@@ -24,10 +24,10 @@ from tunesmith.data.rows import load_parts, load_rows
 from tunesmith.data.sources import read_part, sources_of
 from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
-from tunesmith.hardware import free_disk_bytes, memory_bytes, pick_device, pick_dtype
+from tunesmith.hardware import free_disk_bytes, give_back_freed_memory, memory_bytes, pick_device, pick_dtype
 from tunesmith.kernels.adamw8bit import BLOCK
 from tunesmith.kernels.linear_nll import CHUNK_TOKENS
-from tunesmith.kernels.memory import give_back
+from tunesmith.kernels.memory import keep_tensors
 from tunesmith.model.foreign import check_config
 from tunesmith.model.load import A_DECODER, ACORN, first_line, quietly
 from tunesmith.planning import shapes, speed
@@ -38,12 +38,13 @@ from tunesmith.progress import clock, counted
 from tunesmith.training.ready import DEFAULT_MAX_LENGTH, longest_example
 
 METHODS = ("full", "lora", "qlora")
-PROCESS_BYTES = 56 << 20  # that a process grows by besides tensors: code of libraries, tokenizer, rows (docs/plan.md)
-PRODUCT_BYTES = 600 << 10  # of a compiled bfloat16 product on a CPU: oneDNN keeps one for each shape it meets ...
-TRIALS, PACKING_TRIALS = 0.6, 1.8  # on a few tokens before the first step, in the products of a micro-batch
+# What a process on a CPU grows by besides tensors, as measured (benchmarks/plan.py, docs/plan.md): code of libraries, tokenizer, rows, ...
+PROCESS_BYTES, PACKING_BYTES = 100 << 20, 66 << 20  # ... and trials before the first step, of which packing has more
+GAPS = 0.015  # of the peak, between blocks of memory that is kept (kernels/memory.py)
+PRODUCT_BYTES = 690 << 10  # of a compiled bfloat16 product: oneDNN keeps one for each shape it meets ...
 MOST_PRODUCTS = 1024  # ... and this many (ONEDNN_PRIMITIVE_CACHE_CAPACITY)
 FAR_BEYOND = 1.5  # times the memory there is: refused before the model is loaded
-TIGHT = 0.4  # of a machine's memory: from there on freed memory is given back at once, for gaps in it can take as much again (docs/plan.md)
+TIGHT = 0.4  # of a machine's memory: from there on freed memory is given back at once where kernels/memory.py cannot keep it without gaps
 SAMPLE = 512  # examples whose lengths `before` looks at
 SMALL_DATA_BYTES = 4 << 20  # of files that it reads at all
 
@@ -350,10 +351,7 @@ class _Rehearsals:
         )
         update = n_trained * (40 if self.run.training.optimizer == "adamw" else 28)  # bytes read and written by clipping and the optimizer
         compiled = self._compiled(fullest, batches.sizes) / max(len(batches.sizes), batches.n_steps)
-        seconds = speed.seconds(
-            {**work, ("fixed", "update"): update, ("fixed", "compilations"): compiled},
-            speed.Speed({**rates.rates, "update": rates.rates.get("passes", math.inf)}),
-        )
+        seconds = speed.seconds({**work, ("fixed", "updates"): update, ("fixed", "compilations"): compiled}, rates)
         checkpoint = 4 * n_trained + optimizer
         n_kept = self.run.training.keep_checkpoints + 1 + bool(self.known.validation)
         result = 4 * n_trained if method != "full" else kinds["weights"] / 4 * self.compute.itemsize
@@ -366,8 +364,7 @@ class _Rehearsals:
     def _memory(self, scene: Scene, kinds: Mapping[str, float], optimizer: float, n_quantised: float, fullest: Step) -> Memory:
         held = kinds["weights"] + kinds["adapters"]
         validation = measuring = 0.0
-        trials = (fullest.products + fullest.products_of_pairs) * (TRIALS + PACKING_TRIALS * self.run.training.packing)
-        n_products = self._compiled(fullest, self.known.batches.sizes) + trials
+        n_products = self._compiled(fullest, self.known.batches.sizes)
         if self.known.validation:
             step = rehearse(scene, self.known.validation[0], trains=False)
             validation = sum(step.peak.values()) + optimizer
@@ -379,7 +376,10 @@ class _Rehearsals:
             "torch."
         )  # otherwise it is converted, and the file let go
         mapped = n_quantised * self.compute.itemsize if self.on_cpu and in_file else 0.0
-        process = PROCESS_BYTES + PRODUCT_BYTES * min(MOST_PRODUCTS, n_products) if self.on_cpu else 0.0
+        process = 0.0
+        if self.on_cpu:
+            process = PROCESS_BYTES + PACKING_BYTES * self.run.training.packing + PRODUCT_BYTES * min(MOST_PRODUCTS, n_products)
+            process += GAPS * sum(kinds.values())
         return Memory(kinds, validation, held + optimizer + copy_in_16_bits, measuring, mapped, process)
 
     def _compiled(self, step: Step, sizes: Sequence[shapes.Size]) -> int:
@@ -515,7 +515,7 @@ def before(run: Run) -> list[str]:
             fix=f"{fix}; tunesmith plan shows what fits where",
         )  # fmt: skip
     duration = f"about {clock(method.seconds)} of training" if method.seconds is not None else f"{method.step_seconds:.2g} s a step"
-    if device.type == "cpu" and needed > TIGHT * there and give_back():
+    if device.type == "cpu" and needed > TIGHT * there and not keep_tensors() and give_back_freed_memory():
         words += " (so freed memory is given back at once, which takes time)"
     lines = [
         f"plan: {words}; {duration}; {gib(method.disk_bytes)} of disk"

@@ -428,6 +428,7 @@ def _marks(account: Account, index: int, n_layers: int, period: int) -> Callable
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "addmm_"}
 ATTENTION = ("tunesmith::causal_attention", "_scaled_dot_product", "_flash_attention", "_efficient_attention")
 THIN, THIN_FLOAT32 = {"bfloat16": 64}, 16  # operations a byte below which a product waits for memory, as those of low rank do
+NO_WORK = {"detach", "_unsafe_view", "view", "alias", "empty", "new_empty", "empty_like", "lift_fresh"}
 SLOW_PASSES = {
     "exp",
     "silu",
@@ -481,17 +482,15 @@ class _Tally:
         return result
 
     def _count(self, operation: Any, name: str, tensors: list[Tensor], result: Any) -> None:
-        results = list(tensors_in(result))
-        if (
-            operation.is_view
-            or operation.namespace == "prim"
-            or name in ("detach", "_unsafe_view", "view", "alias", "empty", "new_empty", "empty_like", "lift_fresh")
-        ):
+        if operation.namespace == "prim":  # a question, such as where a tensor is
+            return
+        results, head = list(tensors_in(result)), self.account.phase == "head"
+        if operation.is_view or name in NO_WORK:
+            self.work["scored" if head else "fixed", "calls"] += 1
             return
         numbers = {self.account.number_of(tensor) for tensor in tensors}
         n_bytes = sum(_touched(t) for t in {id(t): t for t in (*tensors, *results)}.values())
         flops = _flops(name, tensors, results)
-        head = self.account.phase == "head"
         part = "scored" if head else "pairs" if any(_is_square(t) for t in (*tensors, *results)) else "tokens"
         if numbers <= self.weights:
             part = "fixed"
@@ -512,6 +511,8 @@ class _Tally:
             held = {tensor.untyped_storage()._cdata for tensor in buffers() if isinstance(tensor, FakeTensor)}
             self.work["fixed", "de-quantised"] += sum(t.numel() for t in tensors if t.untyped_storage()._cdata in held)
         else:
+            if name == "bernoulli_":
+                self.work[part, "random numbers"] += tensors[0].numel()
             kind = "our passes" if name.startswith("tunesmith::") else "slow passes" if name.rstrip("_") in SLOW_PASSES else "passes"
             self.work[part, kind] += n_bytes
         kind = "our calls" if name.startswith("tunesmith::") else "product calls" if flops and not in_attention else "calls"

@@ -28,7 +28,7 @@ from tunesmith.quant.tensor import dequantize_into, quantize
 TRIAL_SECONDS = 0.03  # of each kind
 ROUNDS_SECONDS = 0.2
 RANK, WIDER = 16, 3  # of the layers that are tried
-COLD_BYTES, MOST_LAYERS = 64 << 20, 12
+COLD_BYTES, MOST_LAYERS = 16 << 20, 12
 MOST_FLOPS = 5 * 10**10  # of one product: a trial is over in a second
 CALLS = 4  # of this kind that a call takes when modules and functions of Python stand around it
 
@@ -91,6 +91,10 @@ def measure(dtype: torch.dtype, device: torch.device, width: int, rows: int) -> 
         rates["products float32"] = rates["weight products float32"] = flops / _time(lambda: x32 @ w32.T, device)
     rates[f"attention {name}"] = _attention(dtype, device, width)
     rates.setdefault("attention float32", rates[f"attention {name}"])
+    large = torch.zeros(2, COLD_BYTES // 8, device=device)
+    rates["updates"] = 3 * large[0].nbytes / _time(lambda: large[0].add_(large[1]), device)
+    drawn = torch.Generator(device)  # not the one that training draws from
+    rates["random numbers"] = up[0].numel() / _time(lambda: up[0].bernoulli_(0.1, generator=drawn), device)
     small = torch.ones(8, device=device, requires_grad=True)  # a call that autograd takes part in, as most do
     rates["calls"] = 1 / _time(lambda: small + small, device) / CALLS
     square = w[0][:width]
