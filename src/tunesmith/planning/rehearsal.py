@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from tunesmith.config import Run
 from tunesmith.errors import BadInput, TunesmithError
 from tunesmith.kernels.linear_nll import CACHED_ROWS, CHUNK_TOKENS
+from tunesmith.kernels.rows import is_compiled
 from tunesmith.loss import Scored
 from tunesmith.model.adapters import adapter_parameters, attach, layer_sizes, linear_layers, switch_of
 from tunesmith.model.attention import switch_over
@@ -393,8 +394,11 @@ def _run(
     found = peaks(account.events, kind_of)
     phases = {phase: dict.fromkeys(KINDS, 0.0) | kinds for phase, kinds in found.items() if phase}
     work = dict(tally.work)
-    if scene.on_cpu and scored.why_full_logits is None:  # linear_nll works on a few rows at a time there, and on shapes on all at once
-        n_words, n_rows = model.get_output_embeddings().weight.shape[0], min(CHUNK_TOKENS, size.scored)
+    head = model.get_output_embeddings()
+    one_pass = getattr(head, "bias", None) is None and is_compiled(torch.empty(0, dtype=scene.compute))
+    # linear_nll works on a few rows at a time there, and on shapes on all at once
+    if scene.on_cpu and scored.why_full_logits is None and not one_pass:
+        n_words, n_rows = head.weight.shape[0], min(CHUNK_TOKENS, size.scored)
         n_cached = min(CACHED_ROWS, n_rows)
         phases["head"]["head"] -= 4 * n_words * (n_rows - n_cached)
         work["scored", "calls"] *= n_rows / max(1, n_cached)
