@@ -1,12 +1,13 @@
 """How long one LoRA or QLoRA step takes beside transformers + PEFT, on the CPU, and whether both compute the same.
 
-    python benchmarks/step.py                          # all opponents, 20 steps each; writes benchmarks/results/speed.json
+    python benchmarks/step.py                          # all pairs; writes benchmarks/results/speed.json
     python benchmarks/step.py --only hf-peft --steps 5
+    python benchmarks/step.py --only step-1b-lora       # also by workload
     python benchmarks/step.py --tiny                   # a toy shape: tests this script, writes nothing
 
-The model has the shape of a 135M Llama (width 576, 30 layers, 9 heads over 3, 49,152 words, tied) and seeded random weights, with
-logits spread so that the loss is far from ln V: a lost norm or scale would show. Every linear layer gets LoRA of rank 16; a step
-takes 4 x 512 tokens, all trained, in bfloat16 with float32 adapters, AdamW and clipping. Both sides read
+The model has the shape of a 135M Llama (width 576, 30 layers, 9 heads over 3, 49,152 words, tied), or of one of 1.2B (2,048, 16, 32 over 8,
+128,256), and seeded random weights, with logits spread so that the loss is far from ln V: a lost norm or scale would show. Every linear
+layer gets LoRA of rank 16; a step takes 4 x 512 tokens (2 x 512), all trained, in bfloat16 with float32 adapters, AdamW and clipping. Both sides read
 the same files, start from the same A (B is zero), see the same tokens, and are compared in loss and gradient norm at every step. For
 QLoRA the base is NF4 in blocks of 64 with double quantisation on both sides.
 
@@ -39,11 +40,11 @@ import numpy as np
 import _harness as harness
 import peers
 
-OPPONENTS = {
-    "trl-default": "step-135m-lora", "trl-bnb": "step-135m-qlora",
-    "hf-peft": "step-135m-lora", "hf-peft-tuned": "step-135m-lora",
-    "hf-bnb": "step-135m-qlora", "hf-bnb-tuned": "step-135m-qlora", "own-lora": "step-135m-qlora",
-}  # fmt: skip
+PAIRS = [
+    ("step-135m-lora", "trl-default"), ("step-135m-qlora", "trl-bnb"), ("step-135m-lora", "hf-peft"), ("step-135m-lora", "hf-peft-tuned"),
+    ("step-135m-qlora", "hf-bnb"), ("step-135m-qlora", "hf-bnb-tuned"), ("step-135m-qlora", "own-lora"),
+    ("step-1b-lora", "trl-default"), ("step-1b-qlora", "trl-bnb"),
+]  # fmt: skip
 RANK, ALPHA, RATE, MAX_GRAD_NORM, SEED = 16, 32.0, 3e-4, 1.0, 0
 WARM_UP_STEPS = 2  # compared in value, left out of the time: they build oneDNN's kernels and touch memory for the first time
 LOGIT_SPREAD = 3.0  # standard deviation of the logits: the first loss is about ln V + 3² / 2
@@ -68,6 +69,7 @@ class Shape:
     vocabulary: int
     rows: int
     tokens: int
+    steps: int = 20
 
 
 SHAPES = {
@@ -75,6 +77,7 @@ SHAPES = {
     for method in ("lora", "qlora")
     for shape in (
         Shape(f"step-135m-{method}", method, 576, 30, 9, 3, 1536, 49_152, 4, 512),
+        Shape(f"step-1b-{method}", method, 2048, 16, 32, 8, 8192, 128_256, 2, 512, 6),
         Shape(f"step-tiny-{method}", method, 64, 3, 4, 2, 128, 512, 2, 64),
     )
 }
@@ -374,20 +377,22 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", nargs="*", choices=OPPONENTS, help="these opponents instead of all")
-    parser.add_argument("--steps", type=int, default=20, help="steps of each side, of which the first two are not timed (20)")
+    names = sorted({name for pair in PAIRS for name in pair})
+    parser.add_argument("--only", nargs="*", choices=names, metavar="NAME", help=f"these opponents or workloads: {', '.join(names)}")
+    parser.add_argument("--steps", type=int, help="steps of each side, of which the first two are not timed (20; 1B: 6)")
     parser.add_argument("--tiny", action="store_true", help="a toy shape that tests this script; writes only where --output says")
     parser.add_argument("--output", type=Path, help="results file (benchmarks/results/speed.json)")
     chosen = parser.parse_args()
-    if chosen.steps < 1:
+    if chosen.steps is not None and chosen.steps < 1:
         parser.error("--steps: at least 1")
     output = chosen.output or (None if chosen.tiny else harness.RESULTS / "speed.json")
     now = harness.facts()
-    for opponent in chosen.only or OPPONENTS:
-        shape = SHAPES[OPPONENTS[opponent].replace("135m", "tiny") if chosen.tiny else OPPONENTS[opponent]]
+    pairs = [pair for pair in PAIRS if not chosen.only or set(pair) & set(chosen.only)]
+    for workload, opponent in pairs:
+        shape = SHAPES[workload.replace("135m", "tiny").replace("1b", "tiny") if chosen.tiny else workload]
         with tempfile.TemporaryDirectory(prefix="tunesmith-step-") as folder:
             write_model(Path(folder), shape)
-            row = compare(opponent, Path(folder), shape, chosen.steps)
+            row = compare(opponent, Path(folder), shape, chosen.steps or shape.steps)
             if output is not None:
                 harness.write_rows(output, [row], now)  # after each opponent: a broken second one costs nothing
                 print(f"  written to {output}")
