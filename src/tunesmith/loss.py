@@ -67,7 +67,7 @@ class Scored(nn.Module):
         if batch.positions_BT is not None:
             reads["position_ids"] = batch.positions_BT
         in_compute_dtype = torch.autocast(batch.ids_BT.device.type, dtype=torch.bfloat16, enabled=autocast)
-        with in_compute_dtype, documents(self.model, batch.document_BT):
+        with in_compute_dtype, documents(self.model, batch.document_BT, batch.ids_BT.shape):
             states = self.model(**reads).logits if self.why_full_logits is not None else self.model.base_model(**reads).last_hidden_state
             return states.flatten(0, 1).index_select(0, at), target_N, at
 

@@ -494,7 +494,8 @@ MODELS = {
     "template: a loop of 1,000,000,000": (template("{% for i in range(1000000000) %}{% endfor %}"), "it names the number 1000000000"),
     "template: 10 GB of text": (template("{% set x = 'a' * 100000 %}{{ (x * 100000)|length }}"), "it asks for more memory"),
     "template: doubled sixty times": (
-        template("{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}"), "it asks for more memory",
+        template("{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}"),
+        "it asks for more memory|it is not done after a second",  # on a busy machine time runs out first
     ),
     "template: Python's internals": (template("{{ cycler.__init__.__globals__.os.popen('id').read() }}"), "it reaches for __"),
     "template: another file": (template("{% include '/etc/passwd' %}"), "it asks for another template"),

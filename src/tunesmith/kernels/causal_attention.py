@@ -20,6 +20,12 @@ from tunesmith.kernels.native import Compiled, compiled
 from tunesmith.kernels.operations import operation
 
 
+def is_fast(head_width: int) -> bool:
+    """Whether bfloat16 heads of this width are worked on by compiled C."""
+    native = compiled()
+    return native is not None and native.has_amx and head_width % 16 == 0
+
+
 def fast(query_MHD: Tensor, *others: Tensor) -> Compiled | None:
     """The compiled library, where it can do this."""
     suits = all(

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import BadInput
+from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward, is_fast
 
 NAME = "tunesmith"  # of this attention among those that transformers knows
 # Documents of a group are at least half as long as its longest: more groups cost more small operations than they save scores.
@@ -163,12 +164,40 @@ class _Move(torch.autograd.Function):
         return dx if counts is None else dx.mul_(counts.view(-1, *[1] * (dx.ndim - 1))), None, None, None
 
 
+class _Causal(torch.autograd.Function):
+    """kernels/causal_attention.py with its gradient: of the scores nothing is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, starts: Tensor, scale: float) -> Tensor:
+        out_THD, lse_HT = causal_attention(query_THD, key_TGD, value_TGD, starts, scale)
+        ctx.save_for_backward(query_THD, key_TGD, value_TGD, out_THD, lse_HT)
+        ctx.of = starts, scale
+        return out_THD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return *causal_attention_backward(upstream[0].contiguous(), *ctx.saved_tensors, *ctx.of), None, None
+
+
+def _is_compiled(query: Tensor) -> bool:
+    """Whether the compiled attention is at hand for such queries: of bfloat16, or of what autocast would make bfloat16."""
+    if query.device.type != "cpu" or not is_fast(query.shape[-1]):
+        return False
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return query.dtype == torch.bfloat16 or (autocast and query.dtype == torch.float32)
+
+
 def attend_within(
     query_HTD: Tensor, key_GTD: Tensor, value_GTD: Tensor, within: Within, scale: float, softcap: float | None = None, sinks_H: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """`attend` on each document of a row alone, [T, H, D]; by flash attention where scores are not kept and it can do what is asked."""
     layout = within.layout
+    if within.causal and softcap is None and sinks_H is None and not dropout and _is_compiled(query_HTD):
+        parts_THD = [x.transpose(0, 1).to(torch.bfloat16).contiguous() for x in (query_HTD, key_GTD, value_GTD)]
+        answer: Tensor = _Causal.apply(*parts_THD, layout.starts, scale)  # type: ignore[no-untyped-call]
+        return answer
     gathered = [_Move.apply(x.transpose(0, 1), layout.token_P, layout.slot_T, None) for x in (query_HTD, key_GTD, value_GTD)]  # type: ignore[no-untyped-call]
     sizes = [n * length for n, length, _ in layout.groups]
     answers = []
@@ -193,17 +222,20 @@ _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
 @contextmanager
-def documents(model: Any, document_BT: Tensor | None) -> Iterator[None]:
-    """Forward passes in this block read one row of these documents; None: rows of one example each.
+def documents(model: Any, document_BT: Tensor | None, shape: Sequence[int] = ()) -> Iterator[None]:
+    """Forward passes in this block read one row of these documents; None: rows of one example each, padded on the right if at all.
 
+    shape   (rows, tokens), for a model that was switched over for padded rows too
     The layout travels from here to the masks, which a model makes first, in its own thread; from there on with them, also into the
     recomputed layers of a backward pass.
     """
-    if document_BT is None:
+    if document_BT is None and (not shape or not hasattr(model, "_tunesmith_kept_scores")):
         yield
         return
     if not hasattr(model, "_tunesmith_kept_scores"):
         raise RuntimeError("keep_documents_apart(model) comes before the first packed batch")
+    if document_BT is None:  # each row is a document
+        document_BT = torch.arange(shape[0]).repeat_interleave(shape[1])[None]
     token = _layout.set(Layout.of(document_BT[0], model.device, model._tunesmith_kept_scores))
     try:
         yield
@@ -234,8 +266,9 @@ def _attention(
     """transformers' contract: [B, H, T, D] and [B, G, T, D] to [B, T, H, D]. Windows come with the mask, not with `sliding_window`."""
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     if isinstance(attention_mask, Within):
-        answer_THD = attend_within(query[0], key[0], value[0], attention_mask, scale, softcap, s_aux, dropout)
-        return answer_THD[None], None
+        rows = [x.transpose(0, 1).flatten(1, 2) for x in (query, key, value)]
+        answer_THD = attend_within(rows[0], rows[1], rows[2], attention_mask, scale, softcap, s_aux, dropout)
+        return answer_THD.view(query.shape[0], query.shape[2], *answer_THD.shape[1:]), None
     if attention_mask is None:
         raise RuntimeError("no mask has reached attention")
     return attend(query, key, value, attention_mask, scale, softcap, s_aux, dropout).transpose(1, 2).contiguous(), None

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tunesmith.kernels import rows
-from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward
-from tunesmith.kernels.native import compiled
+from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward, is_fast
 from tunesmith.model.attention import Layout, Within
 from tunesmith.model.lora import LoraLinear
 
@@ -310,11 +309,6 @@ class Fused:
             starts = torch.arange(0, len(cos_MR) + 1, x.shape[1], dtype=torch.int32) if layout is None else layout.starts
             tokens = cos_BTR._tunesmith_tokens = Tokens(cos_MR, sin_MR, starts, layout, x.shape[:2])
         return tokens
-
-
-def is_fast(head_width: int) -> bool:
-    native = compiled()
-    return native is not None and native.has_amx and head_width % 16 == 0
 
 
 def _projection(layer: nn.Module, training: bool) -> Projection | None:

@@ -258,8 +258,8 @@ def _build(scene: Scene, fake: FakeTensorMode, n_layers: int) -> _Shapes:
         recompute_activations(model)
     text = copy.copy(model.config.get_text_config())
     text.num_hidden_layers = scene.n_layers
-    way, kept = attention_way(text, run, scene.longest, scene.on_cpu, bool(fused_forms(model)))
-    if way == "apart":
+    way, kept = attention_way(text, run, scene.longest, scene.on_cpu, bool(fused_forms(model)), scene.compute)
+    if way in ("apart", "rows"):
         switch_over(model, kept)
     elif way == "eager":
         model.set_attn_implementation("eager")

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward
+from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward, is_fast
 from tunesmith.kernels.rows import gate, rmsnorm
-from tunesmith.model.layers import is_fast
 from tunesmith.planning.rehearsal import Work
 from tunesmith.quant.scheme import find_scheme
 from tunesmith.quant.tensor import dequantize_into, quantize

@@ -19,6 +19,7 @@ from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 from tunesmith.hardware import pick_device
+from tunesmith.kernels.causal_attention import is_fast
 from tunesmith.model.attention import keep_documents_apart
 from tunesmith.model.layers import fused_forms
 from tunesmith.progress import counted
@@ -127,18 +128,25 @@ def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
     """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few."""
     model = tuned.loaded.model
     device = pick_device() if is_on(run) else model.device
-    way, kept = attention_way(model.config.get_text_config(), run, longest, on_cpu=device.type == "cpu", fused=bool(fused_forms(model)))
+    is_fused = bool(fused_forms(model))
+    way, kept = attention_way(model.config.get_text_config(), run, longest, device.type == "cpu", is_fused, tuned.compute_dtype)
     if way == "apart":
         keep_documents_apart(model, kept, longest)
         return ["packed rows: tried on this model, no example sees another"]
+    if way == "rows":
+        try:
+            keep_documents_apart(model, kept, longest)
+            return ["attention is computed row by row by compiled code, tried on this model"]
+        except BadInput:  # a family that computes attention in its own way
+            return []
     if way == "eager":
         model.set_attn_implementation("eager")
         return [f"attention scores are kept (at most {kept / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"]
     return []
 
 
-def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool) -> tuple[str, int]:
-    """("apart", scores of a head kept in each layer), ("eager", bytes of all scores kept) or ("own", 0): as the model does it by itself.
+def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool, compute: torch.dtype) -> tuple[str, int]:
+    """("apart" or "rows", scores of a head kept in each layer), ("eager", bytes of all scores kept) or ("own", 0): as the model does it itself.
 
     torch's flash attention has a backward pass that is several times slower on a CPU. Packed rows choose document by document, padded ones
     once; the same mathematics either way. `fused` layers (model/layers.py) have an attention of their own, but go the family's way where
@@ -152,7 +160,13 @@ def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool
         return "apart", KEPT_SCORE_BYTES // score_bytes if on_cpu else 0
     most_bytes = run.training.micro_batch_tokens * longest * score_bytes
     fused = fused and not run.lora.dropout
-    if fused or not on_cpu or config._attn_implementation != "sdpa" or most_bytes > KEPT_SCORE_BYTES:
+    if fused or not on_cpu or config._attn_implementation != "sdpa":
+        return "own", 0
+    heads = getattr(config, "num_attention_heads", 0)
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    if compute == torch.bfloat16 and width and is_fast(width):
+        return "rows", KEPT_SCORE_BYTES // score_bytes
+    if most_bytes > KEPT_SCORE_BYTES:
         return "own", 0
     return "eager", most_bytes
 
