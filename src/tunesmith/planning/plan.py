@@ -39,7 +39,8 @@ from tunesmith.training.ready import DEFAULT_MAX_LENGTH, longest_example
 
 METHODS = ("full", "lora", "qlora")
 # What a process on a CPU grows by besides tensors, as measured (benchmarks/plan.py, docs/plan.md): code of libraries, tokenizer, rows, ...
-PROCESS_BYTES, PACKING_BYTES = 100 << 20, 66 << 20  # ... and trials before the first step, of which packing has more
+PROCESS_BYTES = 100 << 20  # ... and trials before the first step,
+TRIAL_BYTES = 66 << 20  # of which that of an attention of ours, with 16-bit weights, compiles products of its own
 GAPS = 0.015  # of the peak, between blocks of memory that is kept (kernels/memory.py)
 PRODUCT_BYTES = 690 << 10  # of a compiled bfloat16 product: oneDNN keeps one for each shape it meets ...
 MOST_PRODUCTS = 1024  # ... and this many (ONEDNN_PRIMITIVE_CACHE_CAPACITY)
@@ -378,7 +379,8 @@ class _Rehearsals:
         mapped = n_quantised * self.compute.itemsize if self.on_cpu and in_file else 0.0
         process = 0.0
         if self.on_cpu:
-            process = PROCESS_BYTES + PACKING_BYTES * self.run.training.packing + PRODUCT_BYTES * min(MOST_PRODUCTS, n_products)
+            process = PROCESS_BYTES + TRIAL_BYTES * (fullest.apart and scene.run.method != "full")
+            process += PRODUCT_BYTES * min(MOST_PRODUCTS, n_products)
             process += GAPS * sum(kinds.values())
         return Memory(kinds, validation, held + optimizer + copy_in_16_bits, measuring, mapped, process)
 

@@ -84,6 +84,7 @@ class Step:
                     document with itself, which depend on the length of each
     n_trained       values that are trained; n_trained_small: those in tensors that adamw8bit keeps float32 moments of
     n_quantised     weights kept in few bits
+    apart           whether documents are kept apart by an attention of ours, which is tried on the model
     largest_layer   bytes of the weights of the largest layer; outside: of those in no layer
     """
 
@@ -97,6 +98,7 @@ class Step:
     largest_layer: float
     outside: float
     why_full_logits: str | None
+    apart: bool
 
     @property
     def peak(self) -> Mapping[str, float]:
@@ -233,6 +235,7 @@ class _Shapes:
     model: Any
     parameters: dict[str, nn.Parameter]
     layers: list[nn.Module]
+    apart: bool
 
 
 def _build(scene: Scene, fake: FakeTensorMode, n_layers: int) -> _Shapes:
@@ -259,11 +262,12 @@ def _build(scene: Scene, fake: FakeTensorMode, n_layers: int) -> _Shapes:
     text = copy.copy(model.config.get_text_config())
     text.num_hidden_layers = scene.n_layers
     way, kept = attention_way(text, run, scene.longest, scene.on_cpu, bool(fused_forms(model)), scene.compute)
-    if way in ("apart", "rows"):
+    apart = way in ("apart", "rows")
+    if apart:
         switch_over(model, kept)
     elif way == "eager":
         model.set_attn_implementation("eager")
-    return _Shapes(model, parameters, _layers(model))
+    return _Shapes(model, parameters, _layers(model), apart)
 
 
 def _from_config(config: Any, dtype: torch.dtype) -> Any:
@@ -409,7 +413,7 @@ def _run(
     return Step(
         phases, work, len(tally.products), len(tally.products_of_pairs), float(sum(p.numel() for p in trained)), float(n_small), float(n_quantised),
         float(max((sum(t.nbytes for t in layer.parameters()) for layer in shapes.layers), default=0)),
-        float(sum(t.nbytes for t in model.parameters() if id(t) not in inside)), scored.why_full_logits,
+        float(sum(t.nbytes for t in model.parameters() if id(t) not in inside)), scored.why_full_logits, shapes.apart,
     )  # fmt: skip
 
 
