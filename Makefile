@@ -29,6 +29,7 @@ check: $(READY)
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 bench: $(READY)
+	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/dequantize.py
 	$(BIN)/python benchmarks/load.py

@@ -179,6 +179,21 @@ def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.
 # --- theirs -------------------------------------------------------------------------------------------------------------
 
 
+def started(model: Any, folder: Path) -> list[Any]:
+    """Its trained parameters, now those that our side began with."""
+    import torch
+    from safetensors.torch import load_file
+
+    trained = {name.replace(".default.", "."): p for name, p in model.named_parameters() if p.requires_grad}
+    start = load_file(folder / "start.safetensors")
+    if trained.keys() != start.keys():
+        raise SystemExit(f"the two sides adapt different layers: {sorted(trained.keys() ^ start.keys())[:4]}")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(start[name])
+    return list(trained.values())
+
+
 def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.Reply, Answer]:
     """The step as PEFT's documentation writes it.
 
@@ -192,7 +207,6 @@ def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harnes
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from safetensors.torch import load_file
     from torch import nn
 
     if "threads" in settings:
@@ -208,14 +222,7 @@ def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harnes
     if settings.get("prepared"):
         base = prepare_model_for_kbit_training(base)
     model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"))
-    trained = {name.replace(".default.", "."): p for name, p in model.named_parameters() if p.requires_grad}
-    start = load_file(folder / "start.safetensors")
-    if trained.keys() != start.keys():
-        raise SystemExit(f"the two sides adapt different layers: {sorted(trained.keys() ^ start.keys())[:4]}")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(start[name])
-    parameters = list(trained.values())
+    parameters = started(model, folder)
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
     model.train()
 
@@ -259,7 +266,6 @@ def trl(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.R
     import transformers
     from datasets import Dataset
     from peft import LoraConfig
-    from safetensors.torch import load_file
     from trl import SFTConfig, SFTTrainer
 
     transformers.utils.logging.disable_progress_bar()
@@ -292,13 +298,7 @@ def trl(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.R
         peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[InTurns()],
     )  # fmt: skip
-    trained = {name.replace(".default.", "."): p for name, p in trainer.model.named_parameters() if p.requires_grad}
-    start = load_file(folder / "start.safetensors")
-    if trained.keys() != start.keys():
-        raise SystemExit(f"the two sides adapt different layers: {sorted(trained.keys() ^ start.keys())[:4]}")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(start[name])
+    started(trainer.model, folder)
     threading.Thread(target=trainer.train, daemon=True).start()
 
     def answer(command: harness.Command) -> harness.Reply:

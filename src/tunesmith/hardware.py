@@ -17,14 +17,19 @@ if TYPE_CHECKING:
     import torch
 
 
+def keeps_memory() -> bool:
+    """TUNESMITH_KEEP_MEMORY=0 gives every block back to the system when it is freed."""
+    return os.environ.get("TUNESMITH_KEEP_MEMORY") != "0"
+
+
 def keep_freed_memory() -> None:
     """Let the C allocator reuse large blocks instead of returning them to the system after every operation.
 
     Each operation of a training step allocates and frees megabytes; returned pages fault again at their next use, which cost a
     third of a CPU step where it was measured (docs/log.md). Call before torch is imported. Of tensors themselves kernels/memory.py takes
-    care; this is for what libraries allocate beside them. TUNESMITH_KEEP_MEMORY=0 gives every block back instead.
+    care; this is for what libraries allocate beside them.
     """
-    if os.environ.get("TUNESMITH_KEEP_MEMORY") == "0":
+    if not keeps_memory():
         give_back_freed_memory()
         return
     if not any(Path(__file__).with_name("kernels").glob("_native.*")):  # otherwise kernels/memory.c asks for huge pages itself

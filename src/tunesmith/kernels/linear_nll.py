@@ -17,9 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from tunesmith.kernels.rows import cross_entropy_, is_compiled
 
 CHUNK_TOKENS = 256  # rows whose logits, of a 50k vocabulary, stay in the cache of a CPU; see docs/log.md
-ROWS_STEP = (
-    32  # to a multiple of it the last chunk is filled up with zeros: a CPU's library compiles bfloat16 products for each number of rows
-)
+ROWS_STEP = 32  # the last chunk is filled up to a multiple: a CPU's library compiles bfloat16 products for each number of rows
 CACHED_ROWS = 16  # rows of float32 logits that are worked on at a time on a CPU, so that they stay in its cache
 
 
@@ -48,12 +46,12 @@ class _LinearNll(torch.autograd.Function):
         weight_VD = head_VD.to(hidden_ND.dtype)
         n_tokens, n_words = len(hidden_ND), len(head_VD)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        d_hidden_ND = torch.empty_like(hidden_ND) if want_hidden else None
         d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if want_head else None
         d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if want_bias and bias_V is not None else None
         # one buffer for the logits of a chunk, one float32 scratch for the few rows that are worked on: no large temporaries
         compiles = hidden_ND.device.type == "cpu" and hidden_ND.dtype == torch.bfloat16
         n_multiplied = -(-n_tokens // ROWS_STEP) * ROWS_STEP if compiles else n_tokens
+        d_hidden_ND = hidden_ND.new_empty(n_multiplied, hidden_ND.shape[1]) if want_hidden else None
         buffer_CV = hidden_ND.new_empty(min(chunk_tokens, n_multiplied), n_words)
         one_pass = bias_V is None and is_compiled(hidden_ND)
         all_at_once = hidden_ND.device.type == "cuda" or isinstance(hidden_ND, FakeTensor)  # a rehearsal (planning/) allows for the scratch
@@ -86,13 +84,11 @@ class _LinearNll(torch.autograd.Function):
                 if d_bias_V is not None:
                     d_bias_V += work_RV.sum(0)
                 slice_RV.copy_(work_RV)
-            if d_hidden_ND is not None and n_filled > len(hidden_CD):
-                d_hidden_ND[start:] = (filled_CV @ weight_VD)[: len(hidden_CD)]
-            elif d_hidden_ND is not None:
-                torch.mm(logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk_tokens])
+            if d_hidden_ND is not None:
+                torch.mm(filled_CV, weight_VD, out=d_hidden_ND[start : start + n_filled])
             if d_head_VD is not None:
                 d_head_VD += filled_CV.T @ filled_CD
-        ctx.save_for_backward(d_hidden_ND, d_head_VD, d_bias_V)
+        ctx.save_for_backward(None if d_hidden_ND is None else d_hidden_ND[:n_tokens], d_head_VD, d_bias_V)
         ctx.dtypes = (head_VD.dtype, bias_V.dtype if bias_V is not None else None)
         return total
 

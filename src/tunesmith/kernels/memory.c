@@ -1,7 +1,7 @@
 /* Memory of large tensors on a CPU, kept when it is freed and found again; memory.py says why.
 
    Segments are mapped from the system (whole huge pages) and cut into blocks that lie one after another. A freed block is joined with
-   free neighbours and waits in a bin of its size; a request takes the first large enough one and leaves the rest. Bins are the two
+   free neighbours and waits in a bin of its size; a request takes the smallest that is large enough and leaves the rest. Bins are the two
    levels of TLSF (Masmano et al. 2004, "TLSF: a new dynamic memory allocator for real-time systems"): a power of two and EIGHTH parts of it.
 
    libc10 is the only part of torch that allocates tensors on a CPU, by posix_memalign and free: the two entries of its table of imported
@@ -13,9 +13,7 @@
 
 #if defined(__linux__) && defined(__LP64__)
 
-#include <dlfcn.h>
 #include <elf.h>
-#include <errno.h>
 #include <link.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -82,7 +80,7 @@ static void take_out(block *b) {
     }
 }
 
-/* The smallest of its own bin that is large enough, otherwise any of the next bin in use; NULL: there is none. */
+/* The smallest of its own bin that is large enough, otherwise the smallest of the next bin in use; NULL: there is none. */
 static block *find(size_t size) {
     int p, e;
     bin_of(size, &p, &e);

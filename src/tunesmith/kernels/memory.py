@@ -10,17 +10,15 @@ neighbours and used again, so after a few steps no page is new.
 """
 
 import ctypes
-import os
 
+from tunesmith.hardware import keeps_memory
 from tunesmith.kernels.native import loaded
-
-VARIABLE = "TUNESMITH_KEEP_MEMORY"  # 0: every block goes back to the system when it is freed
 
 
 def keep_tensors() -> bool:
     """False where it is not wanted, or not possible: without compiled kernels, on other systems than Linux."""
     library = loaded()
-    return os.environ.get(VARIABLE) != "0" and library is not None and bool(library.tunesmith_memory_keep())
+    return keeps_memory() and library is not None and bool(library.tunesmith_memory_keep())
 
 
 def state() -> tuple[int, int]:

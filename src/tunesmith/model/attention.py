@@ -266,7 +266,7 @@ def _attention(
     """transformers' contract: [B, H, T, D] and [B, G, T, D] to [B, T, H, D]. Windows come with the mask, not with `sliding_window`."""
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     if isinstance(attention_mask, Within):
-        rows = [x.transpose(0, 1).flatten(1, 2) for x in (query, key, value)]
+        rows = [x.transpose(1, 2).flatten(0, 1).transpose(0, 1) for x in (query, key, value)]  # no copies, as projections lie
         answer_THD = attend_within(rows[0], rows[1], rows[2], attention_mask, scale, softcap, s_aux, dropout)
         return answer_THD.view(query.shape[0], query.shape[2], *answer_THD.shape[1:]), None
     if attention_mask is None:

@@ -1,6 +1,6 @@
 """How fast this machine computes, tried for half a second, and how long work would take it.
 
-    speed = measure(torch.bfloat16, torch.device("cpu"), width=576)
+    speed = measure(torch.bfloat16, torch.device("cpu"), width=576, rows=2048)
     seconds(step.work, speed)
 
 A step is matrix products, attention, passes over memory, the calls themselves and what a library compiles: each kind has a rate of its own,
