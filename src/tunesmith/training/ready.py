@@ -128,8 +128,8 @@ def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
     """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few."""
     model = tuned.loaded.model
     device = pick_device() if is_on(run) else model.device
-    is_fused = bool(fused_forms(model))
-    way, kept = attention_way(model.config.get_text_config(), run, longest, device.type == "cpu", is_fused, tuned.compute_dtype)
+    is_fused, text = bool(fused_forms(model)), model.config.get_text_config()
+    way, kept = attention_way(text, run, longest, device.type == "cpu", is_fused, tuned.compute_dtype)
     if way == "apart":
         keep_documents_apart(model, kept, longest)
         return ["packed rows: tried on this model, no example sees another"]
@@ -138,7 +138,7 @@ def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
             keep_documents_apart(model, kept, longest)
             return ["attention is computed row by row by compiled code, tried on this model"]
         except BadInput:  # a family that computes attention in its own way
-            return []
+            way, kept = scores_way(text, run, longest)
     if way == "eager":
         model.set_attn_implementation("eager")
         return [f"attention scores are kept (at most {kept / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"]
@@ -152,13 +152,9 @@ def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool
     once; the same mathematics either way. `fused` layers (model/layers.py) have an attention of their own, but go the family's way where
     adapters have dropout.
     """
-    n_kept = 1 if run.training.gradient_checkpointing else config.num_hidden_layers
-    score_bytes = (
-        getattr(config, "num_attention_heads", 1) * n_kept * 8
-    )  # of one in each head and layer: float32, bf16, bf16; Mamba has no heads
+    score_bytes = _score_bytes(config, run)
     if run.training.packing:
         return "apart", KEPT_SCORE_BYTES // score_bytes if on_cpu else 0
-    most_bytes = run.training.micro_batch_tokens * longest * score_bytes
     fused = fused and not run.lora.dropout
     if fused or not on_cpu or config._attn_implementation != "sdpa":
         return "own", 0
@@ -166,9 +162,19 @@ def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     if compute == torch.bfloat16 and width and is_fast(width):
         return "rows", KEPT_SCORE_BYTES // score_bytes
-    if most_bytes > KEPT_SCORE_BYTES:
-        return "own", 0
-    return "eager", most_bytes
+    return scores_way(config, run, longest)
+
+
+def scores_way(config: Any, run: Run, longest: int) -> tuple[str, int]:
+    """("eager", bytes of all scores kept) where they are few, otherwise ("own", 0)."""
+    most_bytes = run.training.micro_batch_tokens * longest * _score_bytes(config, run)
+    return ("eager", most_bytes) if most_bytes <= KEPT_SCORE_BYTES else ("own", 0)
+
+
+def _score_bytes(config: Any, run: Run) -> int:
+    """Of one score in each head and layer: float32, bf16, bf16; Mamba has no heads."""
+    n_kept = 1 if run.training.gradient_checkpointing else config.num_hidden_layers
+    return 8 * n_kept * int(getattr(config, "num_attention_heads", 1))
 
 
 def longest_example(asked: int | None, context: int | None) -> int:
