@@ -253,9 +253,10 @@ class TrainingConfig(Section):
     batch_tokens: int | None = Field(
         None, ge=1, description="instead of batch_size: a step takes the next examples while they are at most this many tokens together"
     )
-    packing: bool = Field(
-        False,
-        description="examples side by side in rows of up to micro_batch_tokens, no attention from one to another: the same steps without padding",
+    packing: bool | Literal["auto"] = Field(
+        "auto",
+        description="examples side by side in rows of up to micro_batch_tokens, no attention from one to another: the same steps without padding; "
+        "auto: where padding would be a tenth of what is computed, and the model keeps examples apart",
     )
     micro_batch_size: int | None = Field(None, ge=1, description="examples computed at once; by default as many as fit micro_batch_tokens")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens, padding included, computed at once; memory grows with it")
@@ -771,7 +772,7 @@ def _conflicts(
             f"a step has training.batch_size: {training.batch_size} examples or training.batch_tokens: {training.batch_tokens}, not both",
             where=set_by("training.batch_tokens") or set_by("training.batch_size") or where, fix="leave one of them out",
         )  # fmt: skip
-    if training.packing and training.micro_batch_size is not None:
+    if training.packing is True and training.micro_batch_size is not None:
         yield ("training.micro_batch_size", "training.packing"), BadInput(
             "packed rows are cut by tokens, so training.micro_batch_size would not be read",
             where=set_by("training.micro_batch_size") or set_by("training.packing") or where,

@@ -18,7 +18,7 @@ from tunesmith.runs import RunFolder
 from tunesmith.training.checkpoint import open_valid, save, steps_of
 from tunesmith.training.loop import _validate, resume, train
 from tunesmith.training.memory import Cuts
-from tunesmith.training.ready import prepare
+from tunesmith.training.ready import Ready, prepare
 from tunesmith.training.resuming import State
 
 METHODS = {
@@ -436,11 +436,26 @@ def test_the_padding_before_and_after_packing_is_said_and_kept(tiny_model: Path,
     assert any(line.endswith(f"training.packing: true would leave {share['packed']:.1%}") for line in ready.said)
 
 
+def test_by_default_rows_are_packed_where_much_would_be_padding(tiny_model: Path, tmp_path: Path):
+    def ready_of(lengths: list[int], **training: Any) -> Ready:
+        rows = [{"prompt": "call " * n, "completion": "ham"} for n in lengths]
+        (tmp_path / "rows-of.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = {"train": str(tmp_path / "rows-of.jsonl"), "validation": None}
+        training = {"steps": 3, "validate_every": None, "micro_batch_tokens": 4096, **training}
+        return prepare(make_run(tiny_model, tmp_path, method="lora", data=data, training=training), "run")
+
+    varied, alike = [3, 4, 40, 5, 3, 4], [20, 20, 20, 20]
+    assert ready_of(varied).step_rows.packing
+    assert not ready_of(alike).step_rows.packing
+    assert not ready_of(varied, packing=False).step_rows.packing
+    assert not ready_of(varied, micro_batch_size=2).step_rows.packing  # so many examples at once were asked for
+
+
 def test_a_resumed_run_may_start_to_pack(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = stopped_run(tiny_model, tmp_path)
     edit_config(folder, training__packing=True)
     resume(folder)
-    assert "training.packing: False → True (sums are rounded otherwise)" in capsys.readouterr().err
+    assert "training.packing: auto → True (sums are rounded otherwise)" in capsys.readouterr().err
 
 
 def test_steps_of_a_token_budget_are_said_with_the_examples_that_do_not_fit(tiny_model: Path, tmp_path: Path):
@@ -483,4 +498,12 @@ def test_a_model_that_mixes_packed_documents_stops_the_run_before_its_first_step
     lora = {"targets": ["in_proj"]}
     with pytest.raises(BadInput, match="documents in one row would not stay apart in this model"):
         prepare(make_run(tmp_path / "mamba", tmp_path, method="lora", lora=lora, training={"packing": True}), "run")
-    prepare(make_run(tmp_path / "mamba", tmp_path, method="lora", lora=lora), "run")
+    # by default no run is stopped
+    varied = [{"prompt": "call " * n, "completion": "ham"} for n in (3, 4, 40, 5)]
+    (tmp_path / "varied.jsonl").write_text("".join(json.dumps(row) + "\n" for row in varied))
+    data = {"train": str(tmp_path / "varied.jsonl"), "validation": None}
+    training = {"steps": 1, "validate_every": None, "micro_batch_tokens": 4096}
+    padded = prepare(make_run(tmp_path / "mamba", tmp_path, method="lora", lora=lora, data=data, training=training), "run")
+    assert padded.padding["unpacked"] - padded.padding["packed"] > 0.1
+    assert not padded.step_rows.packing
+    assert any(line.startswith("rows are padded and not packed: documents in one row would not stay apart") for line in padded.said)

@@ -35,7 +35,7 @@ from tunesmith.planning.devices import Device, device_of
 from tunesmith.planning.rehearsal import Scene, Step, Work, line, rehearse
 from tunesmith.preflight import renderer_of
 from tunesmith.progress import clock, counted
-from tunesmith.training.ready import DEFAULT_MAX_LENGTH, longest_example
+from tunesmith.training.ready import DEFAULT_MAX_LENGTH, is_worth_packing, longest_example, padding_of
 
 METHODS = ("full", "lora", "qlora")
 # What a process on a CPU grows by besides tensors, as measured (benchmarks/plan.py, docs/plan.md): code of libraries, tokenizer, rows, ...
@@ -156,6 +156,7 @@ def make(
     _must_be_positive(tflops, "--tflops", "10^12 operations a second, as 300")
     config, said = config_of(run.model)
     known = _known(run, config, "all" if has_rows else "none")
+    run = known.run
     said += known.said
     rehearsals = _Rehearsals(run, config, known, pick_dtype(run.training.dtype, pick_device()), pick_device().type == "cpu")
     rates = rehearsals.machine_speed(pick_device()) if tflops is None else speed.given(tflops)
@@ -235,13 +236,19 @@ def _fetched(model: str) -> Path:
     return path
 
 
+def packed(run: Run, packing: bool) -> Run:
+    """`run` with it decided whether rows are packed."""
+    return run.model_copy(update={"training": run.training.model_copy(update={"packing": packing})})
+
+
 # --- the rows -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Known:
-    """Of the data: what is known, or assumed."""
+    """Of the data: what is known, or assumed; and the run, of which it is decided whether rows are packed."""
 
+    run: Run
     batches: shapes.Batches
     validation: list[shapes.Size]  # of its micro-batches, the largest first
     scored_share: float
@@ -263,6 +270,7 @@ def _known(run: Run, config: Any, look_at: Literal["all", "some", "none"]) -> _K
             why = "they are many"
     except BadInput as error:
         why = f"{error.what} ({error.where})" if error.where else error.what
+    run = packed(run, run.training.packing is True)  # rows of one length need no padding
     batches = shapes.assumed(run, max_length)
     reason = (
         f"training.max_length: {max_length}"
@@ -272,7 +280,7 @@ def _known(run: Run, config: Any, look_at: Literal["all", "some", "none"]) -> _K
     said = [f"rows are not looked at: {why}; every example is taken to have {max_length:,} tokens ({reason}), all trained"]
     several = max(1, run.training.micro_batch_tokens // max_length)
     validation = [shapes.rows_of(several, max_length, 1.0, run)] if run.data.validation is not None else []
-    return _Known(batches, validation, 1.0, False, None, None, said)
+    return _Known(run, batches, validation, 1.0, False, None, None, said)
 
 
 def _rows(run: Run, quickly: bool) -> _Known | None:
@@ -297,8 +305,12 @@ def _of_rows(run: Run, train: Sequence[Example], validation: Sequence[Example], 
     """train: all of `n_examples`, or some."""
     training, times = run.training, n_examples / len(train)
     rows = StepRows(
-        train, training.batch_size, training.seed, training.micro_batch_tokens, training.micro_batch_size, training.packing, training.batch_tokens
+        train, training.batch_size, training.seed, training.micro_batch_tokens, training.micro_batch_size, training.packing is True,
+        training.batch_tokens,
     )  # fmt: skip
+    if training.packing == "auto":
+        rows = replace(rows, packing=is_worth_packing(training, padding_of(rows, training.steps or rows.steps_of(training.epochs))))
+    run = packed(run, rows.packing)
     batches = shapes.of_rows(rows, training.steps or rows.steps_of(training.epochs))
     steps = training.steps or max(1, math.ceil(rows.steps_of(training.epochs) * times))
     n_tokens = int(lengths_of(train).sum() * times)
@@ -307,7 +319,7 @@ def _of_rows(run: Run, train: Sequence[Example], validation: Sequence[Example], 
         f"{counted(n_examples, 'example')}, {more or f'{n_tokens:,} tokens an epoch'}, the longest {batches.longest:,}; {scored / lengths:.0%} of them trained"
     ]
     of_validation = shapes.of_validation(run, validation) if len(validation) else []
-    return _Known(replace(batches, n_steps=steps), of_validation, scored / lengths, True, n_examples, n_tokens, said)
+    return _Known(run, replace(batches, n_steps=steps), of_validation, scored / lengths, True, n_examples, n_tokens, said)
 
 
 # --- a method -------------------------------------------------------------------------------------------------------------
@@ -405,7 +417,7 @@ class _Rehearsals:
             * n_rows
             * (length + (self.run.evaluation.max_new_tokens or 32))
         )
-        one = scene.run.model_copy(update={"training": scene.run.training.model_copy(update={"packing": False})})
+        one = packed(scene.run, False)
         step = rehearse(Scene(one, self.config, self.compute, self.on_cpu, length), shapes.rows_of(n_rows, length, 0.0, one), trains=False)  # fmt: skip
         passing = sum(step.peak.values()) - step.peak["weights"] - step.peak["adapters"]
         models = 2 * held / 4 * self.compute.itemsize if scene.run.method == "full" else held  # full: the base beside the tuned one
@@ -501,6 +513,7 @@ def before(run: Run) -> list[str]:
     try:
         config, _ = config_of(run.model)
         known = _known(run, config, "some")
+        run = known.run
         device = pick_device()
         rehearsals = _Rehearsals(run, config, known, pick_dtype(run.training.dtype, device), device.type == "cpu")
         method = rehearsals.method(run.method, rehearsals.machine_speed(device))

@@ -261,7 +261,7 @@ def _build(scene: Scene, fake: FakeTensorMode, n_layers: int) -> _Shapes:
         recompute_activations(model)
     text = copy.copy(model.config.get_text_config())
     text.num_hidden_layers = scene.n_layers
-    way, kept = attention_way(text, run, scene.longest, scene.on_cpu, bool(fused_forms(model)), scene.compute)
+    way, kept = attention_way(text, run, scene.longest, scene.on_cpu, bool(fused_forms(model)), scene.compute, bool(run.training.packing))
     apart = way in ("apart", "rows")
     if apart:
         switch_over(model, kept)

@@ -69,23 +69,25 @@ def assumed(run: Run, length: int) -> Batches:
     """Every example has `length` tokens, all trained."""
     training = run.training
     n_examples = training.batch_size if training.batch_tokens is None else max(1, training.batch_tokens // length)
-    groups = grouped([_example(length, length - 1)] * n_examples, training.micro_batch_tokens, training.micro_batch_size, training.packing)
-    sizes = [_size(group, training.packing, n > 0, length) for n, group in enumerate(groups)]
+    groups = grouped(
+        [_example(length, length - 1)] * n_examples, training.micro_batch_tokens, training.micro_batch_size, training.packing is True
+    )
+    sizes = [_size(group, training.packing is True, n > 0, length) for n, group in enumerate(groups)]
     return Batches(sizes, 1, training.steps or 1, sizes, length)
 
 
 def of_validation(run: Run, examples: Sequence[Example]) -> list[Size]:
     """The micro-batches of validation, the largest first."""
     training = run.training
-    groups = grouped(examples, training.micro_batch_tokens, None, training.packing)
+    groups = grouped(examples, training.micro_batch_tokens, None, training.packing is True)
     longest = max(map(len, examples))
-    sizes = [_size(group, training.packing, False, longest) for group in groups]
+    sizes = [_size(group, training.packing is True, False, longest) for group in groups]
     return sorted(sizes, key=lambda size: (size.computed, size.pairs), reverse=True)
 
 
 def rows_of(n: int, length: int, scored_share: float, run: Run) -> Size:
     """`n` examples of one length side by side, as a question about what would fit."""
-    return _size([_example(length, max(1, round(scored_share * (length - 1))))] * n, run.training.packing, True, length)
+    return _size([_example(length, max(1, round(scored_share * (length - 1))))] * n, run.training.packing is True, True, length)
 
 
 def fullest(sizes: Sequence[Size]) -> list[Size]:

@@ -237,7 +237,7 @@ def _note_spike(folder: RunFolder, ready: Ready, state: State, step: int, loss: 
 
 def _validate(folder: RunFolder, ready: Ready, scored: Scored, cuts: Cuts, taken: int, state: State, board: Any) -> None:
     """Validation loss, and what follows from it: the best checkpoint and early stopping."""
-    found, examples, packing = None, ready.rows.validation, ready.run.training.packing
+    found, examples, packing = None, ready.rows.validation, ready.step_rows.packing
     while found is None:
         tokens = cuts.at(VALIDATION, taken).tokens
         found = attempt(partial(nll_of_share, scored, examples, tokens, packing), scored)

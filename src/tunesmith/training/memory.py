@@ -144,7 +144,7 @@ class Cuts:
         before   how they were cut, if not as this step is
         Raises MachineFailed where each of them is one example already; that halving did not help is then forgotten.
         """
-        before, packing = before or self.at(kind, step), self.ready.run.training.packing
+        before, packing = before or self.at(kind, step), self.ready.step_rows.packing
         largest = max(groups, key=partial(tokens_of, packing=packing))
         earlier = [cut for cut in self.cuts[kind] if cut.since < step]
         if max(map(len, groups)) == 1:
@@ -206,7 +206,7 @@ def try_largest(scored: Scored, ready: Ready, optimizer: torch.optim.Optimizer, 
                 break
             cuts.halve(TRAINING, first, groups, "the largest micro-batch of the run, tried beforehand", newest)
         while ready.rows.validation:
-            newest, packing = cuts.cuts[VALIDATION][-1], ready.run.training.packing
+            newest, packing = cuts.cuts[VALIDATION][-1], ready.step_rows.packing
             group = max(grouped(ready.rows.validation, newest.tokens, packing=packing), key=partial(tokens_of, packing=packing))
             # each process takes its part of this: the whole group
             share = [example for example in group for _ in range(distributed.world())]

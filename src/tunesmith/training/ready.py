@@ -6,13 +6,14 @@ ready.tuned.parameters, ready.step_rows.micro_batches(0), ready.timetable.steps
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tunesmith.config import Run
+from tunesmith.config import Run, TrainingConfig
 from tunesmith.data.batches import StepRows, lengths_of, padding_share
 from tunesmith.data.cache import RowsCache
 from tunesmith.data.rows import Rows, load_parts, load_rows
@@ -31,6 +32,7 @@ from tunesmith.training.sharding import build_tuned, distribute_attention, is_on
 DEFAULT_MAX_LENGTH = 512
 KEPT_SCORE_BYTES = 1 << 30  # for rows of 256 tokens, a model of some ten million parameters
 PADDING_STEPS = 100  # of which the padding is counted before the first
+WORTH_PACKING = 0.1  # share of what is computed: less padding than this costs no more than what packing does beside the products
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def prepare(run: Run, name: str) -> Ready:
     distributed.must_be_equal("the rows to train on", _digest(rows, renderer))
     training = run.training
     step_rows = StepRows(
-        rows.train, training.batch_size, training.seed, training.micro_batch_tokens, training.micro_batch_size, training.packing, training.batch_tokens
+        rows.train, training.batch_size, training.seed, training.micro_batch_tokens, training.micro_batch_size, training.packing is True,
+        training.batch_tokens,
     )  # fmt: skip
     steps_per_epoch = step_rows.steps_of_epoch(0)
     steps = training.steps or step_rows.steps_of(training.epochs)
@@ -85,13 +88,16 @@ def prepare(run: Run, name: str) -> Ready:
         steps, run.training.validate_every or min(steps, steps_per_epoch), run.training.save_every or min(steps, steps_per_epoch), rate
     )
     longest = int(max(lengths_of(part).max(initial=0) for part in (rows.train, rows.validation)))
-    first_steps = range(min(steps, PADDING_STEPS))
-    padding = {name: padding_share(replace(step_rows, packing=name == "packed"), first_steps) for name in ("unpacked", "packed")}
+    padding = padding_of(step_rows, steps)
+    if training.packing == "auto":
+        step_rows = replace(step_rows, packing=is_worth_packing(training, padding))
+    attention, obeys = distribute_attention(run, tuned.loaded.model, lambda: _attention_for(tuned, longest, run, step_rows.packing))
+    step_rows = replace(step_rows, packing=step_rows.packing and obeys)
     said = [
         *rows.said,
         *tuned.said,
-        *distribute_attention(run, tuned.loaded.model, lambda: _attention_for(tuned, longest, run)),
-        *_padding_in_words(padding, training.packing),
+        *attention,
+        *_padding_in_words(padding, step_rows.packing),
         reason,
         _steps_in_words(steps, step_rows),
     ]
@@ -118,34 +124,55 @@ def _steps_in_words(steps: int, rows: StepRows) -> str:
     return f"{counted(steps, 'step')} of {size}; {counted(per_epoch, 'step')} {'sees' if per_epoch == 1 else 'see'} every example once"
 
 
+def padding_of(rows: StepRows, steps: int) -> dict[str, float]:
+    """Share of what the first steps compute that is no token, "unpacked" and "packed"."""
+    first = range(min(steps, PADDING_STEPS))
+    return {name: padding_share(replace(rows, packing=name == "packed"), first) for name in ("unpacked", "packed")}
+
+
+def is_worth_packing(training: TrainingConfig, padding: Mapping[str, float]) -> bool:
+    """What packing: auto stands for, if the model keeps the examples of a row apart; micro-batches of so many examples are not rows of tokens."""
+    return training.micro_batch_size is None and padding["unpacked"] - padding["packed"] >= WORTH_PACKING
+
+
 def _padding_in_words(share: Mapping[str, float], packing: bool) -> list[str]:
     if packing:
         return [f"{share['packed']:.1%} of what is computed is padding; without packing it would be {share['unpacked']:.1%}"]
     return [f"{share['unpacked']:.1%} of what is computed is padding; training.packing: true would leave {share['packed']:.1%}"]
 
 
-def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
-    """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few."""
+def _attention_for(tuned: Tuned, longest: int, run: Run, packed: bool) -> tuple[list[str], bool]:
+    """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few.
+
+    In words, and whether the rows can be packed, if they shall be.
+    """
     model = tuned.loaded.model
     device = pick_device() if is_on(run) else model.device
     is_fused, text = bool(fused_forms(model)), model.config.get_text_config()
-    way, kept = attention_way(text, run, longest, device.type == "cpu", is_fused, tuned.compute_dtype)
+    found = partial(attention_way, text, run, longest, device.type == "cpu", is_fused, tuned.compute_dtype)
+    way, kept = found(packed)
     if way == "apart":
-        keep_documents_apart(model, kept, longest)
-        return ["packed rows: tried on this model, no example sees another"]
+        try:
+            keep_documents_apart(model, kept, longest)
+            return ["packed rows: tried on this model, no example sees another"], True
+        except BadInput as error:
+            if run.training.packing is True:
+                raise
+            said, _ = _attention_for(tuned, longest, run, packed=False)
+            return [f"rows are padded and not packed: {error.what}", *said], False
     if way == "rows":
         try:
             keep_documents_apart(model, kept, longest)
-            return ["attention is computed row by row by compiled code, tried on this model"]
+            return ["attention is computed row by row by compiled code, tried on this model"], False
         except BadInput:  # a family that computes attention in its own way
             way, kept = scores_way(text, run, longest)
     if way == "eager":
         model.set_attn_implementation("eager")
-        return [f"attention scores are kept (at most {kept / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"]
-    return []
+        return [f"attention scores are kept (at most {kept / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"], False
+    return [], False
 
 
-def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool, compute: torch.dtype) -> tuple[str, int]:
+def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool, compute: torch.dtype, packed: bool) -> tuple[str, int]:
     """("apart" or "rows", scores of a head kept in each layer), ("eager", bytes of all scores kept) or ("own", 0): as the model does it itself.
 
     torch's flash attention has a backward pass that is several times slower on a CPU. Packed rows choose document by document, padded ones
@@ -153,7 +180,7 @@ def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool
     adapters have dropout.
     """
     score_bytes = _score_bytes(config, run)
-    if run.training.packing:
+    if packed:
         return "apart", KEPT_SCORE_BYTES // score_bytes if on_cpu else 0
     fused = fused and not run.lora.dropout
     if fused or not on_cpu or config._attn_implementation != "sdpa":

@@ -187,12 +187,12 @@ def nll_of_share(scored: Scored, examples: Sequence[Example], micro_batch_tokens
     return found
 
 
-def distribute_attention(run: Run, model: Any, choose: Callable[[], list[str]]) -> list[str]:
+def distribute_attention(run: Run, model: Any, choose: Callable[[], tuple[list[str], bool]]) -> tuple[list[str], bool]:
     """`choose` tries ways of attention on a model that has weights, and says what it chose; a model without follows the first process."""
     if not is_on(run):
         return choose()
 
-    def chosen() -> tuple[list[str], str, int | None]:
+    def chosen() -> tuple[tuple[list[str], bool], str, int | None]:
         said = choose()
         return said, model.config.get_text_config()._attn_implementation, getattr(model, "_tunesmith_kept_scores", None)
 
