@@ -1,7 +1,10 @@
 /* What a trunk does between its matrix products, a row at a time: the compiled twin of rows.py, whose docstrings are the contract.
 
    Numbers are bfloat16 in memory and float32 in registers, rounded once at the end of each operation. Vectors are the compiler's own
-   (16 numbers wide on every processor), so one text serves all; it is compiled once for each kind of processor below. */
+   (16 numbers wide on every processor), so one text serves all: this file reads itself once for each kind of processor. Where a compiler makes
+   too much of the vectors (gcc 12: three instructions for one), the few operations below are written for the processor. */
+
+#ifndef KIND
 
 #include <math.h>
 #include <omp.h>
@@ -11,10 +14,8 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define X86 1
-#define AVX2 __attribute__((target("avx2,fma")))
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#include <immintrin.h>
 #endif
-#define INTO_CALLER static inline __attribute__((always_inline))
 #pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed between functions that are one function when compiled */
 
 #define LANES 16
@@ -24,17 +25,173 @@ typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
+typedef struct {
+    int64_t width;
+    float epsilon, offset; /* the weight counts as offset + weight (Gemma: 1) */
+} Norm;
+
+#define SILU 0
+#define GELU_TANH 1
+
+#define JOINED(name, kind) name##_##kind
+#define NAMED(name, kind) JOINED(name, kind)
+
+#define KIND plain
+#define TARGET
+#define AVX512 0
+#define BF16 0
+#include "rows.c"
+#ifdef X86
+#undef KIND
+#undef TARGET
+#define KIND avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#include "rows.c"
+#undef KIND
+#undef TARGET
+#undef AVX512
+#define KIND avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#define AVX512 1
+#include "rows.c"
+#undef KIND
+#undef TARGET
+#undef BF16
+#define KIND avx512bf16
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+#define BF16 1
+#include "rows.c"
+#define CHOICES(NAME) {NAME##_plain, NAME##_avx2, NAME##_avx512, NAME##_avx512bf16}
+#else
+#define CHOICES(NAME) {NAME##_plain}
+#endif
+
+/* The row of CHOICES for a path of native.py: AVX-512 is two of them, as not every processor that has it can round to bfloat16. */
+static int choice(int path) {
+#ifdef X86
+    return path == 2 && __builtin_cpu_supports("avx512bf16") ? 3 : path;
+#else
+    return path;
+#endif
+}
+
+static float (*const norms[])(const Norm *, const bf16 *, const bf16 *, bf16 *, const bf16 *, bf16 *) = CHOICES(norm);
+static void (*const norms_back[])(const Norm *, const bf16 *, const bf16 *, float, const bf16 *, const bf16 *, bf16 *, float *) = CHOICES(norm_back);
+static void (*const rotations[])(bf16 *, int64_t, int64_t, const bf16 *, const bf16 *, int64_t, float) = CHOICES(rotate);
+static void (*const gates[])(int, const bf16 *, const bf16 *, bf16 *, int64_t) = CHOICES(gate);
+static void (*const gates_back[])(int, bf16 *, const bf16 *, const bf16 *, bf16 *, bf16 *, int64_t) = CHOICES(gate_back);
+static float (*const entropies[])(bf16 *, int64_t, int64_t, int, float *) = CHOICES(entropy);
+
+void tunesmith_rmsnorm(int path, int threads, int64_t n, int64_t width, float epsilon, float offset, const bf16 *x, const bf16 *added, bf16 *sum,
+                       const bf16 *weight, bf16 *y, float *inverse) {
+    const int way = choice(path);
+    const Norm norm = {width, epsilon, offset};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        inverse[i] = norms[way](&norm, x + i * width, added ? added + i * width : 0, sum ? sum + i * width : 0, weight, y + i * width);
+}
+
+/* d_weight: float32 [threads, width] of zeros, or null. */
+void tunesmith_rmsnorm_back(int path, int threads, int64_t n, int64_t width, float offset, const bf16 *dy, const bf16 *x, const float *inverse,
+                            const bf16 *weight, const bf16 *added, bf16 *dx, float *d_weight) {
+    const int way = choice(path);
+    const Norm norm = {width, 0, offset};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        norms_back[way](&norm, dy + i * width, x + i * width, inverse[i], weight, added ? added + i * width : 0, dx + i * width,
+                         d_weight ? d_weight + omp_get_thread_num() * width : 0);
+}
+
+/* x: [n, heads, width] with `stride` from a token to the next; cos and sin [n, turned]. */
+void tunesmith_rotary(int path, int threads, int64_t n, int64_t heads, int64_t width, int64_t turned, int64_t stride, bf16 *x, const bf16 *cos,
+                      const bf16 *sin, float direction) {
+    const int way = choice(path);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++) rotations[way](x + i * stride, heads, width, cos + i * turned, sin + i * turned, turned, direction);
+}
+
+void tunesmith_gate(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, const bf16 *gate, const bf16 *up, bf16 *y) {
+    const int way = choice(path);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++) gates[way](kind, gate + i * stride, up + i * stride, y + i * width, width);
+}
+
+void tunesmith_gate_back(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, bf16 *dy, const bf16 *gate, const bf16 *up,
+                         bf16 *d_gate, bf16 *d_up) {
+    const int way = choice(path);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        gates_back[way](kind, dy + i * width, gate + i * stride, up + i * stride, d_gate + i * width, d_up + i * width, width);
+}
+
+/* nll: float64 [n]; returns 0, or 1 if there was no memory. */
+int tunesmith_cross_entropy(int path, int threads, int64_t n, int64_t n_words, bf16 *logits, const int64_t *target, int gradient, double *nll) {
+    const int way = choice(path);
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *scratch = malloc((n_words + LANES) * sizeof(float));
+        if (!scratch) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n; i++)
+            if (scratch) nll[i] = entropies[way](logits + i * n_words, n_words, target[i], gradient, scratch);
+        free(scratch);
+    }
+    return failed;
+}
+
+#else /* ifdef KIND: what is compiled for each kind of processor */
+
+#define INTO_CALLER static inline __attribute__((always_inline)) TARGET
+#define load NAMED(load, KIND)
+#define store NAMED(store, KIND)
+#define load_floats NAMED(load_floats, KIND)
+#define store_floats NAMED(store_floats, KIND)
+#define first NAMED(first, KIND)
+#define sum_of NAMED(sum_of, KIND)
+#define times_plus NAMED(times_plus, KIND)
+#define bounded NAMED(bounded, KIND)
+#define exp_of NAMED(exp_of, KIND)
+#define sigmoid NAMED(sigmoid, KIND)
+#define norm_row NAMED(norm_row, KIND)
+#define norm_row_back NAMED(norm_row_back, KIND)
+#define rotate_head NAMED(rotate_head, KIND)
+#define activation NAMED(activation, KIND)
+#define gate_row NAMED(gate_row, KIND)
+#define gate_row_back NAMED(gate_row_back, KIND)
+#define entropy_row NAMED(entropy_row, KIND)
+
 /* The first n of 16 numbers; the others are 0. */
 INTO_CALLER Floats load(const bf16 *from, int64_t n) {
+#if AVX512
+    __mmask16 these = n >= LANES ? 0xffff : (1u << n) - 1;
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(these, from)), 16);
+#else
     Halves h = {0};
     if (n >= LANES)
         memcpy(&h, from, sizeof h);
     else
         memcpy(&h, from, n * sizeof(bf16));
     return (Floats)(__builtin_convertvector(h, Words) << 16);
+#endif
 }
 
 INTO_CALLER void store(bf16 *to, Floats x, int64_t n) {
+#if AVX512
+    __mmask16 these = n >= LANES ? 0xffff : (1u << n) - 1;
+#if BF16
+    __m256i h = (__m256i)_mm512_cvtneps_pbh((__m512)x);
+#else
+    __m512i bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    __m256i h = _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), is_nan, _mm512_set1_epi32(0x7fc0)));
+#endif
+    _mm256_mask_storeu_epi16(to, these, h);
+#else
     Words bits = (Words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     Words is_nan = (Words)((bits & 0x7fffffff) > 0x7f800000);
     Halves h = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), Halves);
@@ -42,6 +199,7 @@ INTO_CALLER void store(bf16 *to, Floats x, int64_t n) {
         memcpy(to, &h, sizeof h);
     else
         memcpy(to, &h, n * sizeof(bf16));
+#endif
 }
 
 INTO_CALLER Floats load_floats(const float *from, int64_t n) {
@@ -55,42 +213,76 @@ INTO_CALLER Floats load_floats(const float *from, int64_t n) {
 
 INTO_CALLER void store_floats(float *to, Floats x, int64_t n) { memcpy(to, &x, (n >= LANES ? LANES : n) * sizeof(float)); }
 
+/* x with zeros from the n-th number on. */
+INTO_CALLER Floats first(Floats x, int64_t n) {
+#if AVX512
+    return (Floats)_mm512_maskz_mov_ps(n >= LANES ? 0xffff : (1u << n) - 1, (__m512)x);
+#else
+    for (int64_t i = n; i < LANES; i++) x[i] = 0;
+    return x;
+#endif
+}
+
 INTO_CALLER float sum_of(Floats x) {
+#if AVX512
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float total = 0;
     for (int i = 0; i < LANES; i++) total += x[i];
     return total;
+#endif
 }
 
+/* a b + c, rounded once where the processor can. */
+INTO_CALLER Floats times_plus(Floats a, Floats b, Floats c) {
+#if AVX512
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* NaN stays NaN. */
 INTO_CALLER Floats bounded(Floats x, float low, float high) {
+#if AVX512 /* of two operands of which one is NaN, the second is the answer */
+    return (Floats)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)x));
+#else
     Words below = (Words)(x < low), above = (Words)(x > high);
     Floats lows = (Floats){0} + low, highs = (Floats){0} + high;
     return (Floats)(((Words)x & ~below & ~above) | ((Words)lows & below) | ((Words)highs & above));
+#endif
 }
 
 /* exp(x) to two units in the last place; beyond ±87 as at ±87. NaN stays NaN. */
 INTO_CALLER Floats exp_of(Floats x) {
     x = bounded(x, -87.0f, 87.0f);
-    const float magic = 12582912.0f; /* 1.5 x 2^23: a sum with it has no fraction */
-    Floats shifted = x * 1.44269504f + magic, n = shifted - magic;
-    Floats r = x - n * 0.693145751953125f - n * 1.42860677e-06f;
-    Floats p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r + 1.6666665459e-1f) * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    const Floats magic = (Floats){0} + 12582912.0f; /* 1.5 x 2^23: a sum with it has no fraction */
+    const Floats each = {0};
+    Floats shifted = times_plus(x, each + 1.44269504f, magic), n = shifted - magic;
+    Floats r = times_plus(n, each - 1.42860677e-06f, times_plus(n, each - 0.693145751953125f, x));
+    Floats p = times_plus(each + 1.9875691500e-4f, r, each + 1.3981999507e-3f);
+    p = times_plus(p, r, each + 8.3334519073e-3f);
+    p = times_plus(p, r, each + 4.1665795894e-2f);
+    p = times_plus(p, r, each + 1.6666665459e-1f);
+    p = times_plus(p, r, each + 5.0000001201e-1f);
+    p = times_plus(p, r * r, r + 1.0f);
     Ints power = (((Ints)shifted - 0x4b400000) + 127) << 23;
     return p * (Floats)power;
 }
 
 /* Below -87 zero, so that x sigmoid(x) is small for the most negative x, too. */
 INTO_CALLER Floats sigmoid(Floats x) {
+#if AVX512 /* a reciprocal to 14 bits and a step of Newton: faster than a division, and off by less than 2^-22 */
+    __m512 d = (__m512)(1.0f + exp_of(-x)), r = _mm512_rcp14_ps(d);
+    r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.0f)));
+    return (Floats)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ), r);
+#else
     Floats s = 1.0f / (1.0f + exp_of(-x));
     return (Floats)((Words)s & ~(Words)(x < -87.0f));
+#endif
 }
 
 /* --- RMSNorm ------------------------------------------------------------------------------------------------------------------- */
-
-typedef struct {
-    int64_t width;
-    float epsilon, offset; /* the weight counts as offset + weight (Gemma: 1) */
-} Norm;
 
 /* x (+ added, written to `sum`) → y; returns 1 / root mean square. */
 INTO_CALLER float norm_row(const Norm *norm, const bf16 *x, const bf16 *added, bf16 *sum, const bf16 *weight, bf16 *y) {
@@ -102,7 +294,7 @@ INTO_CALLER float norm_row(const Norm *norm, const bf16 *x, const bf16 *added, b
             store(sum + i, v + load(added + i, n), n);
             v = load(sum + i, n);
         }
-        squares += v * v;
+        squares = times_plus(v, v, squares);
     }
     float inverse = 1.0f / sqrtf(sum_of(squares) / (float)norm->width + norm->epsilon);
     const bf16 *from = added ? sum : x;
@@ -119,7 +311,7 @@ INTO_CALLER void norm_row_back(const Norm *norm, const bf16 *dy, const bf16 *x, 
     for (int64_t i = 0; i < norm->width; i += LANES) {
         int64_t n = norm->width - i;
         Floats own = load(dy + i, n) * load(x + i, n);
-        products += own * (load(weight + i, n) + norm->offset);
+        products = times_plus(own, load(weight + i, n) + norm->offset, products);
         if (d_weight) store_floats(d_weight + i, load_floats(d_weight + i, n) + own * inverse, n);
     }
     float mean = sum_of(products) * inverse * inverse / (float)norm->width;
@@ -150,9 +342,6 @@ INTO_CALLER void rotate_head(bf16 *x, const bf16 *cos, const bf16 *sin, int64_t 
 }
 
 /* --- gated activation ---------------------------------------------------------------------------------------------------------- */
-
-#define SILU 0
-#define GELU_TANH 1
 
 INTO_CALLER void activation(int kind, Floats x, Floats *value, Floats *slope) {
     if (kind == SILU) {
@@ -208,8 +397,7 @@ INTO_CALLER float entropy_row(bf16 *logits, int64_t n_words, int64_t target, int
     for (int64_t i = 0; i < n_words; i += LANES) {
         int64_t n = n_words - i;
         Floats e = exp_of(load(logits + i, n) - top);
-        for (int64_t j = n; j < LANES; j++) e[j] = 0;
-        sums += e;
+        sums += first(e, n);
         store_floats(scratch + i, e, n);
     }
     total = sum_of(sums);
@@ -221,101 +409,47 @@ INTO_CALLER float entropy_row(bf16 *logits, int64_t n_words, int64_t target, int
     return top - own + logf(total);
 }
 
-/* --- one version for each kind of processor ---------------------------------------------------------------------------------------- */
+TARGET static float NAMED(norm, KIND)(const Norm *o, const bf16 *x, const bf16 *a, bf16 *s, const bf16 *w, bf16 *y) {
+    return a ? norm_row(o, x, a, s, w, y) : norm_row(o, x, 0, 0, w, y);
+}
+TARGET static void NAMED(norm_back, KIND)(const Norm *o, const bf16 *dy, const bf16 *x, float r, const bf16 *w, const bf16 *a, bf16 *dx,
+                                    float *dw) {
+    norm_row_back(o, dy, x, r, w, a, dx, dw);
+}
+TARGET static void NAMED(rotate, KIND)(bf16 *x, int64_t heads, int64_t width, const bf16 *c, const bf16 *s, int64_t t, float d) {
+    for (int64_t h = 0; h < heads; h++) rotate_head(x + h * width, c, s, t, d);
+}
+TARGET static void NAMED(gate, KIND)(int k, const bf16 *g, const bf16 *u, bf16 *y, int64_t n) {
+    if (k == SILU)
+        gate_row(SILU, g, u, y, n);
+    else
+        gate_row(GELU_TANH, g, u, y, n);
+}
+TARGET static void NAMED(gate_back, KIND)(int k, bf16 *dy, const bf16 *g, const bf16 *u, bf16 *dg, bf16 *du, int64_t n) {
+    if (k == SILU)
+        gate_row_back(SILU, dy, g, u, dg, du, n);
+    else
+        gate_row_back(GELU_TANH, dy, g, u, dg, du, n);
+}
+TARGET static float NAMED(entropy, KIND)(bf16 *l, int64_t v, int64_t t, int g, float *s) { return entropy_row(l, v, t, g, s); }
 
-#define VERSIONS(TARGET, NAME)                                                                                                              \
-    TARGET static float norm_##NAME(const Norm *o, const bf16 *x, const bf16 *a, bf16 *s, const bf16 *w, bf16 *y) {                         \
-        return a ? norm_row(o, x, a, s, w, y) : norm_row(o, x, 0, 0, w, y);                                                                 \
-    }                                                                                                                                       \
-    TARGET static void norm_back_##NAME(const Norm *o, const bf16 *dy, const bf16 *x, float r, const bf16 *w, const bf16 *a, bf16 *dx,      \
-                                        float *dw) {                                                                                        \
-        norm_row_back(o, dy, x, r, w, a, dx, dw);                                                                                           \
-    }                                                                                                                                       \
-    TARGET static void rotate_##NAME(bf16 *x, int64_t heads, int64_t width, const bf16 *c, const bf16 *s, int64_t t, float d) {             \
-        for (int64_t h = 0; h < heads; h++) rotate_head(x + h * width, c, s, t, d);                                                         \
-    }                                                                                                                                       \
-    TARGET static void gate_##NAME(int k, const bf16 *g, const bf16 *u, bf16 *y, int64_t n) {                                               \
-        if (k == SILU)                                                                                                                      \
-            gate_row(SILU, g, u, y, n);                                                                                                     \
-        else                                                                                                                                \
-            gate_row(GELU_TANH, g, u, y, n);                                                                                                \
-    }                                                                                                                                       \
-    TARGET static void gate_back_##NAME(int k, bf16 *dy, const bf16 *g, const bf16 *u, bf16 *dg, bf16 *du, int64_t n) {                     \
-        if (k == SILU)                                                                                                                      \
-            gate_row_back(SILU, dy, g, u, dg, du, n);                                                                                       \
-        else                                                                                                                                \
-            gate_row_back(GELU_TANH, dy, g, u, dg, du, n);                                                                                  \
-    }                                                                                                                                       \
-    TARGET static float entropy_##NAME(bf16 *l, int64_t v, int64_t t, int g, float *s) { return entropy_row(l, v, t, g, s); }
+#undef INTO_CALLER
+#undef load
+#undef store
+#undef load_floats
+#undef store_floats
+#undef first
+#undef sum_of
+#undef times_plus
+#undef bounded
+#undef exp_of
+#undef sigmoid
+#undef norm_row
+#undef norm_row_back
+#undef rotate_head
+#undef activation
+#undef gate_row
+#undef gate_row_back
+#undef entropy_row
 
-#define PLAIN
-VERSIONS(PLAIN, plain)
-#ifdef X86
-VERSIONS(AVX2, avx2)
-VERSIONS(AVX512, avx512)
-#define CHOICES(NAME) {NAME##_plain, NAME##_avx2, NAME##_avx512}
-#else
-#define CHOICES(NAME) {NAME##_plain}
 #endif
-
-static float (*const norms[])(const Norm *, const bf16 *, const bf16 *, bf16 *, const bf16 *, bf16 *) = CHOICES(norm);
-static void (*const norms_back[])(const Norm *, const bf16 *, const bf16 *, float, const bf16 *, const bf16 *, bf16 *, float *) = CHOICES(norm_back);
-static void (*const rotations[])(bf16 *, int64_t, int64_t, const bf16 *, const bf16 *, int64_t, float) = CHOICES(rotate);
-static void (*const gates[])(int, const bf16 *, const bf16 *, bf16 *, int64_t) = CHOICES(gate);
-static void (*const gates_back[])(int, bf16 *, const bf16 *, const bf16 *, bf16 *, bf16 *, int64_t) = CHOICES(gate_back);
-static float (*const entropies[])(bf16 *, int64_t, int64_t, int, float *) = CHOICES(entropy);
-
-void tunesmith_rmsnorm(int path, int threads, int64_t n, int64_t width, float epsilon, float offset, const bf16 *x, const bf16 *added, bf16 *sum,
-                       const bf16 *weight, bf16 *y, float *inverse) {
-    const Norm norm = {width, epsilon, offset};
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        inverse[i] = norms[path](&norm, x + i * width, added ? added + i * width : 0, sum ? sum + i * width : 0, weight, y + i * width);
-}
-
-/* d_weight: float32 [threads, width] of zeros, or null. */
-void tunesmith_rmsnorm_back(int path, int threads, int64_t n, int64_t width, float offset, const bf16 *dy, const bf16 *x, const float *inverse,
-                            const bf16 *weight, const bf16 *added, bf16 *dx, float *d_weight) {
-    const Norm norm = {width, 0, offset};
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        norms_back[path](&norm, dy + i * width, x + i * width, inverse[i], weight, added ? added + i * width : 0, dx + i * width,
-                         d_weight ? d_weight + omp_get_thread_num() * width : 0);
-}
-
-/* x: [n, heads, width] with `stride` from a token to the next; cos and sin [n, turned]. */
-void tunesmith_rotary(int path, int threads, int64_t n, int64_t heads, int64_t width, int64_t turned, int64_t stride, bf16 *x, const bf16 *cos,
-                      const bf16 *sin, float direction) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i++) rotations[path](x + i * stride, heads, width, cos + i * turned, sin + i * turned, turned, direction);
-}
-
-void tunesmith_gate(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, const bf16 *gate, const bf16 *up, bf16 *y) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i++) gates[path](kind, gate + i * stride, up + i * stride, y + i * width, width);
-}
-
-void tunesmith_gate_back(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, bf16 *dy, const bf16 *gate, const bf16 *up,
-                         bf16 *d_gate, bf16 *d_up) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        gates_back[path](kind, dy + i * width, gate + i * stride, up + i * stride, d_gate + i * width, d_up + i * width, width);
-}
-
-/* nll: float64 [n]; returns 0, or 1 if there was no memory. */
-int tunesmith_cross_entropy(int path, int threads, int64_t n, int64_t n_words, bf16 *logits, const int64_t *target, int gradient, double *nll) {
-    int failed = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        float *scratch = malloc((n_words + LANES) * sizeof(float));
-        if (!scratch) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < n; i++)
-            if (scratch) nll[i] = entropies[path](logits + i * n_words, n_words, target[i], gradient, scratch);
-        free(scratch);
-    }
-    return failed;
-}
