@@ -185,6 +185,16 @@ def test_recomputed_layers_give_the_same_bits():
     assert off(loss_and_gradients(again, collate(examples())), loss_and_gradients(kept, collate(examples()))) == (0, 0)
 
 
+def test_of_a_recomputed_layer_the_input_alone_is_kept_also_where_the_family_itself_must_answer():
+    """Adapter dropout is for the family's own forward, by way of transformers' recomputation, with the same noise again."""
+    for dropout in (0.0, 0.3):
+        model = fused(adapted(FUSED["llama"](), dropout=dropout))
+        kept, bytes_kept = loss_and_gradients(model, collate(examples())), kept_bytes(model)
+        recompute_activations(model)
+        assert kept_bytes(model) < 0.3 * bytes_kept
+        assert off(loss_and_gradients(model, collate(examples())), kept) == (0, 0)
+
+
 def test_recomputed_layers_keep_their_inputs_alone():
     peaks = {}
     for recomputed in (False, True):

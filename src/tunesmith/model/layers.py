@@ -4,7 +4,8 @@
 
 A layer is norm → q, k, v → (norms of the heads) → rotary positions → attention → out, + its input; norm → gate, up → activation → down,
 + that. `forward` and `backward` below are that, written out. Of each token these are kept for the backward pass: the two sums, q, k, v,
-what attention answers, gate and up, and each adapter's low-rank input; what norms and activation make of them is computed again.
+what attention answers, gate and up, and each adapter's low-rank input; what norms and activation make of them is computed again. After
+`keep_inputs(model)` (gradient checkpointing) the layer's input alone is kept, and all but its last product computed again.
 
 Which norms, activation and biases a layer has is asked of its modules; whether the whole is then what the layer itself computes, is tried
 on a few tokens, answer and gradient (`_agrees`). Families whose layers are put together otherwise keep their own forward. So does a
@@ -16,6 +17,7 @@ Children keep their names, so files, optimizer state and sharding see the same t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,10 +55,14 @@ def _scaled_a(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor |
     return torch.cat(stacked).to(dtype) if stacked else None
 
 
+def low_of(x_MK: Tensor, projections: Sequence[Projection]) -> Tensor | None:
+    a_RK = _scaled_a(projections, x_MK.dtype)
+    return None if a_RK is None else x_MK @ a_RK.T
+
+
 def project(x_MK: Tensor, projections: Sequence[Projection]) -> tuple[list[Tensor], Tensor | None]:
     """Each projection of x; and x times all scaled A, side by side, which the backward pass needs: one thin product instead of several."""
-    a_RK = _scaled_a(projections, x_MK.dtype)
-    low_MR = None if a_RK is None else x_MK @ a_RK.T
+    low_MR = low_of(x_MK, projections)
     outputs, at = [], 0
     for p in projections:
         y_MN = p.frozen.mm(x_MK)
@@ -148,8 +154,10 @@ class Tokens:
     shape: torch.Size
 
 
-def forward(x_MD: Tensor, parts: Parts, form: Form, tokens: Tokens) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """The layer's answer, and what its backward pass needs."""
+def forward(
+    x_MD: Tensor, parts: Parts, form: Form, tokens: Tokens, answers: bool = True
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:  # fmt: skip
+    """The layer's answer (None unless wanted), and what its backward pass needs."""
     normed_MD, inverse_1, _ = rows.rmsnorm(x_MD, parts.before_attention, form.epsilon, form.offset)
     (q_MN, k_MN, v_MN), low_qkv = project(normed_MD, parts.query_key_value)
     del normed_MD
@@ -164,9 +172,12 @@ def forward(x_MD: Tensor, parts: Parts, form: Form, tokens: Tokens) -> tuple[Ten
     del out_MD
     (gate_MF, up_MF), low_gate_up = project(normed_MD, parts.gate_up)
     del normed_MD
-    [y_MD], low_down = project(rows.gate(form.activation, gate_MF, up_MF), parts.down)
+    y_MD, low_down = None, None
+    if answers:
+        [y_MD], low_down = project(rows.gate(form.activation, gate_MF, up_MF), parts.down)
+        y_MD.add_(middle_MD)
     kept = (x_MD, inverse_1, q, k, v, seen_MHW, lse, middle_MD, inverse_2, gate_MF, up_MF, low_qkv, low_out, low_gate_up, low_down)
-    return y_MD.add_(middle_MD), kept
+    return y_MD, kept
 
 
 def backward(
@@ -179,6 +190,7 @@ def backward(
     d_inner_MF, d_low = towards_input([dy_MD], parts.down)
     assert d_inner_MF is not None
     inner_MF, d_gate_MF, d_up_MF = rows.gate_backward_(form.activation, d_inner_MF, gate_MF, up_MF)
+    low_down = low_of(inner_MF, parts.down) if low_down is None else low_down
     of_down = of_adapters([dy_MD], inner_MF, low_down, d_low, parts.down)
     del inner_MF, d_inner_MF
     d_normed_MD, d_low = towards_input([d_gate_MF, d_up_MF], parts.gate_up)
@@ -228,38 +240,47 @@ def _turned_back(d_MHW: Tensor, x_MHW: Tensor, weight_W: Tensor | None, form: Fo
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, parts: Parts, form: Form, tokens: Tokens, *_trained: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x_MD: Tensor, parts: Parts, form: Form, tokens: Tokens, keeps: bool, *_trained: Tensor | None) -> Tensor:
         y_MD, kept = forward(x_MD, parts, form, tokens)
-        ctx.save_for_backward(*kept)
-        ctx.of = parts, form, tokens
+        ctx.save_for_backward(*(kept if keeps else [x_MD]))
+        ctx.of = parts, form, tokens, keeps
+        assert y_MD is not None
         return y_MD
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        parts, form, tokens = ctx.of
-        dx_MD, gradients = backward(upstream[0], ctx.saved_tensors, parts, form, tokens, ctx.needs_input_grad[0])
-        return dx_MD, None, None, None, *gradients
+        parts, form, tokens, keeps = ctx.of
+        kept = ctx.saved_tensors if keeps else forward(ctx.saved_tensors[0], parts, form, tokens, answers=False)[1]
+        dx_MD, gradients = backward(upstream[0], kept, parts, form, tokens, ctx.needs_input_grad[0])
+        return dx_MD, None, None, None, None, *gradients
 
 
 # --- as transformers calls it ---------------------------------------------------------------------------------------------
 
 
 class Fused:
-    """In the place of a layer's forward; `own` is what stood there."""
+    """In the place of a layer's forward; `own` is what stood there.
+
+    keeps   what the backward pass needs; otherwise the input alone, from which it is computed again
+    """
 
     def __init__(self, layer: nn.Module, form: Form) -> None:
-        self.layer, self.form, self.own = layer, form, layer.forward
+        self.layer, self.form, self.own, self.keeps = layer, form, layer.forward, True
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
         parts = self.parts(hidden_states)
         tokens = None if arguments or parts is None else self.tokens(hidden_states, **named)
         if parts is None or tokens is None:
-            return self.own(hidden_states, *arguments, **named)
+            own = partial(self.own, **named)
+            if self.keeps or not self.layer.training:
+                return own(hidden_states, *arguments)
+            again: Any = self.layer._gradient_checkpointing_func
+            return again(own, hidden_states, *arguments)
         x_MD = hidden_states.reshape(-1, hidden_states.shape[-1])
         if torch.is_grad_enabled():
-            y_MD: Tensor = _Layer.apply(x_MD, parts, self.form, tokens, *parts.trained)  # type: ignore[no-untyped-call]
+            y_MD: Tensor = _Layer.apply(x_MD, parts, self.form, tokens, self.keeps or not self.layer.training, *parts.trained)  # type: ignore[no-untyped-call]
         else:
-            y_MD, _ = forward(x_MD, parts, self.form, tokens)
+            y_MD = forward(x_MD, parts, self.form, tokens)[0]  # type: ignore[assignment]
         return y_MD.view(hidden_states.shape)
 
     def parts(self, x: Tensor) -> Parts | None:
@@ -354,6 +375,18 @@ def _fused_class(own: Any) -> type:
         return self._tunesmith_fused(*arguments, **named)
 
     return type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
+
+
+def keep_inputs(model: nn.Module) -> None:
+    """From now on fused layers keep their input alone for the backward pass; transformers' way of doing it is switched off for them.
+
+    After `gradient_checkpointing_enable`, whose function serves the calls that a layer must answer by itself.
+    """
+    for module in model.modules():
+        fused = getattr(module, "_tunesmith_fused", None)
+        if isinstance(fused, Fused) and getattr(module, "gradient_checkpointing", False):
+            module.gradient_checkpointing = False  # type: ignore[assignment]
+            fused.keeps = False
 
 
 def fused_forms(model: nn.Module) -> dict[str, Form]:

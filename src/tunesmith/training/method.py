@@ -24,7 +24,7 @@ from tunesmith.model.adapters import adapter_parameters, arithmetic, attach, fin
 from tunesmith.model.blocks import fuse
 from tunesmith.model.experts import ExpertStack, expert_parameters
 from tunesmith.model.frozen import QuantizedWeight
-from tunesmith.model.layers import fuse_layers
+from tunesmith.model.layers import fuse_layers, keep_inputs
 from tunesmith.model.load import Loaded, is_quantised, load_model
 from tunesmith.quant.scheme import find_scheme
 from tunesmith.runs import adapter_of
@@ -104,6 +104,7 @@ def recompute_activations(model: Any) -> None:
         raise BadInput("this model cannot compute its activations again", where="training.gradient_checkpointing", fix="leave it out")
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # before transformers 5.23
     enable({"use_reentrant": False})  # the older form gives frozen layers' inputs no gradient (FAILURES 23)
+    keep_inputs(model)
 
 
 def must_be_equal_when_recomputed(kept: Tensor, again: Tensor) -> None:

@@ -65,11 +65,11 @@ def build_tuned(run: Run, name: str) -> Tuned:
         return whole
     path = find_model(run.model)
     model = skeleton.build(path, words["model"])
-    if run.training.gradient_checkpointing:
-        recompute_activations(model)
     loaded = Loaded(model, load_tokenizer(path), run.model, path, scheme_of(model))
     for place, form in words["fused"].items():
         put_form(model.get_submodule(place), Form(**form))
+    if run.training.gradient_checkpointing:
+        recompute_activations(model)
     named, adapter = dict(model.named_parameters()), words["adapter"]
     parameters = {n: named[n] for n in words["trained"]} if adapter is None else adapter_parameters(model, adapter)
     compute: torch.dtype = getattr(torch, words["compute_dtype"])
