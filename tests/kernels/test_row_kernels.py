@@ -129,3 +129,27 @@ def test_float32_is_done_by_the_references():
     x, weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)), torch.ones(40)
     assert torch.equal(rows.rmsnorm(x, weight, 1e-5)[0], rows.rmsnorm_reference(x, weight, 1e-5, 0.0)[0])
     assert not rows.is_compiled(x)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_dropout_is_a_function_of_seed_and_place_and_so_its_own_gradient(path, width):
+    x, more = numbers(7, width), numbers(7, width, seed=1)
+    stays = rows.dropout_reference(torch.ones(7, width), 0.3, 5) > 0
+    exact = torch.where(stays, x.double() / 0.7, 0)
+    no_worse(rows.dropout(x, 0.3, 5), rows.dropout_reference(x, 0.3, 5), exact, "y")
+    no_worse(rows.dropout(x, 0.3, 5, more), rows.dropout_reference(x, 0.3, 5, more), exact + more.double(), "y and what it is added to")
+    assert torch.equal(rows.dropout(x, 0.3, 5) == 0, rows.dropout(x * 2, 0.3, 5) == 0)
+
+
+def test_noise_looks_drawn(path):
+    """Shares of a million places within four standard deviations: of all, by row and by column, with the neighbour, and of another seed."""
+    ones = torch.ones(1000, 1000, dtype=torch.bfloat16)
+    gone, other = ((rows.dropout(ones, 0.25, seed) == 0).double() for seed in (2**62 - 1, 2**62 - 2))
+
+    def near(share, expected, n):
+        return bool(((share - expected).abs() < 4.5 * (expected * (1 - expected) / n) ** 0.5).all())
+
+    assert near(gone.mean(), 0.25, 10**6)
+    assert near(gone.mean(0), 0.25, 1000) and near(gone.mean(1), 0.25, 1000)
+    for together in (gone * other, gone[1:] * gone[:-1], gone[:, 1:] * gone[:, :-1], gone[:, 16:] * gone[:, :-16]):
+        assert near(together.mean(), 0.25**2, together.numel())

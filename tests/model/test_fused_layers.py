@@ -14,7 +14,7 @@ from tunesmith.config import LoraConfig
 from tunesmith.data.batches import Batch, collate, collate_row
 from tunesmith.data.packing import row_of
 from tunesmith.data.template import Example
-from tunesmith.kernels import native
+from tunesmith.kernels import native, rows
 from tunesmith.loss import Scored
 from tunesmith.model import layers
 from tunesmith.model.adapters import adapter_parameters, attach, switch_of
@@ -138,14 +138,36 @@ def test_an_attention_without_positions_is_not_fused():
     assert fused_forms(model) == {}
 
 
-def test_what_fused_layers_are_not_for_is_done_by_the_familys_own():
-    batch = collate(examples())
-    dropped = adapted(FUSED["llama"](), dropout=0.3)
-    own = loss_and_gradients(dropped, batch)
-    assert off(loss_and_gradients(fused(dropped), batch), own) == (0, 0)
-    model = adapted(FUSED["llama"]())
-    before = model.generate(input_ids=batch.ids_BT[:1, :9], max_new_tokens=5, do_sample=False)  # with a cache
-    assert torch.equal(fused(model).generate(input_ids=batch.ids_BT[:1, :9], max_new_tokens=5, do_sample=False), before)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_with_dropout_they_are_as_near_as_the_familys_own_with_the_same_noise(packed, monkeypatch):
+    """The family's layers draw their noise in the same order; ours is a function of what was drawn."""
+    drawn = []
+
+    def noise_of_ours(x, probability):
+        if probability == 0:  # of attention
+            return x
+        drawn.append(layers._seed())
+        return rows.dropout_reference(x, probability, drawn[-1])
+
+    batch = collate_row(row_of(examples())) if packed else collate(examples())
+    exact_model, model = adapted(FUSED["llama"](), torch.float32, dropout=0.3), adapted(FUSED["llama"](), dropout=0.3)
+    if packed:
+        keep_documents_apart(exact_model, 0, max(LENGTHS))
+        keep_documents_apart(model, 0, max(LENGTHS))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.functional, "dropout", noise_of_ours)
+        exact, own = loss_and_gradients(exact_model, batch), loss_and_gradients(model, batch)
+    assert len(drawn) == len(set(drawn)) * 2 == 2 * 7 * 2  # two models, seven layers of each of two blocks
+    found = loss_and_gradients(fused(model), batch)
+    assert_as_near(found, own, exact)
+    model.eval()  # nothing is dropped
+    assert abs(loss_and_gradients(model, batch)[0] / found[0] - 1) > 0.01
+
+
+def test_with_a_cache_the_familys_own_forward_answers():
+    model, ids = adapted(FUSED["llama"]()), collate(examples()).ids_BT[:1, :9]
+    before = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False)
+    assert torch.equal(fused(model).generate(input_ids=ids, max_new_tokens=5, do_sample=False), before)
 
 
 def test_the_base_and_any_adapter_answer_by_the_switch():
@@ -185,9 +207,8 @@ def test_recomputed_layers_give_the_same_bits():
     assert off(loss_and_gradients(again, collate(examples())), loss_and_gradients(kept, collate(examples()))) == (0, 0)
 
 
-def test_of_a_recomputed_layer_the_input_alone_is_kept_also_where_the_family_itself_must_answer():
-    """Adapter dropout is for the family's own forward, by way of transformers' recomputation, with the same noise again."""
-    for dropout in (0.0, 0.3):
+def test_of_a_recomputed_layer_the_input_alone_is_kept():
+    for dropout in (0.0, 0.3):  # the same noise again
         model = fused(adapted(FUSED["llama"](), dropout=dropout))
         kept, bytes_kept = loss_and_gradients(model, collate(examples())), kept_bytes(model)
         recompute_activations(model)

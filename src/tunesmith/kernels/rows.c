@@ -80,6 +80,7 @@ static void (*const norms_back[])(const Norm *, const bf16 *, const bf16 *, floa
 static void (*const rotations[])(bf16 *, int64_t, int64_t, const bf16 *, const bf16 *, int64_t, float) = CHOICES(rotate);
 static void (*const gates[])(int, const bf16 *, const bf16 *, bf16 *, int64_t) = CHOICES(gate);
 static void (*const gates_back[])(int, bf16 *, const bf16 *, const bf16 *, bf16 *, bf16 *, int64_t) = CHOICES(gate_back);
+static void (*const dropouts[])(const bf16 *, const bf16 *, bf16 *, int64_t, uint32_t, uint32_t, float) = CHOICES(dropout);
 static float (*const entropies[])(bf16 *, int64_t, int64_t, int, float *) = CHOICES(entropy);
 
 void tunesmith_rmsnorm(int path, int threads, int64_t n, int64_t width, float epsilon, float offset, const bf16 *x, const bf16 *added, bf16 *sum,
@@ -143,6 +144,19 @@ int tunesmith_cross_entropy(int path, int threads, int64_t n, int64_t n_words, b
     return failed;
 }
 
+/* y = x times noise, plus `added` (or null). A number is 0 where its hash is below `threshold`, otherwise it is multiplied by `scale`. */
+void tunesmith_dropout(int path, int threads, int64_t n, int64_t width, uint64_t seed, uint32_t threshold, float scale, const bf16 *x,
+                       const bf16 *added, bf16 *y) {
+    const int way = choice(path);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t key = seed + (uint64_t)(i + 1) * 0x9e3779b97f4a7c15; /* splitmix64 */
+        key = (key ^ key >> 30) * 0xbf58476d1ce4e5b9;
+        key = (key ^ key >> 27) * 0x94d049bb133111eb;
+        dropouts[way](x + i * width, added ? added + i * width : 0, y + i * width, width, (uint32_t)(key ^ key >> 31), threshold, scale);
+    }
+}
+
 #else /* ifdef KIND: what is compiled for each kind of processor */
 
 #define INTO_CALLER static inline __attribute__((always_inline)) TARGET
@@ -162,6 +176,7 @@ int tunesmith_cross_entropy(int path, int threads, int64_t n, int64_t n_words, b
 #define activation NAMED(activation, KIND)
 #define gate_row NAMED(gate_row, KIND)
 #define gate_row_back NAMED(gate_row_back, KIND)
+#define dropout_row NAMED(dropout_row, KIND)
 #define entropy_row NAMED(entropy_row, KIND)
 
 /* The first n of 16 numbers; the others are 0. */
@@ -376,6 +391,21 @@ INTO_CALLER void gate_row_back(int kind, bf16 *dy, const bf16 *gate, const bf16 
     }
 }
 
+/* --- dropout --------------------------------------------------------------------------------------------------------------------- */
+
+INTO_CALLER void dropout_row(const bf16 *x, const bf16 *added, bf16 *y, int64_t width, uint32_t key, uint32_t threshold, float scale) {
+    Words place = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int64_t i = 0; i < width; i += LANES, place += LANES) {
+        int64_t n = width - i;
+        Words hash = (place * 0x9e3779b9) ^ key;
+        hash = (hash ^ hash >> 16) * 0x7feb352d;
+        hash = (hash ^ hash >> 15) * 0x846ca68b;
+        Words stays = (Words)((hash ^ hash >> 16) >= threshold);
+        Floats kept = (Floats)((Words)(load(x + i, n) * scale) & stays);
+        store(y + i, added ? kept + load(added + i, n) : kept, n);
+    }
+}
+
 /* --- cross-entropy --------------------------------------------------------------------------------------------------------------- */
 
 /* Logits become softmax - one-hot, if `gradient`; returns -log softmax[target]. `scratch`: V floats. */
@@ -431,6 +461,12 @@ TARGET static void NAMED(gate_back, KIND)(int k, bf16 *dy, const bf16 *g, const 
     else
         gate_row_back(GELU_TANH, dy, g, u, dg, du, n);
 }
+TARGET static void NAMED(dropout, KIND)(const bf16 *x, const bf16 *added, bf16 *y, int64_t width, uint32_t key, uint32_t threshold, float scale) {
+    if (added)
+        dropout_row(x, added, y, width, key, threshold, scale);
+    else
+        dropout_row(x, 0, y, width, key, threshold, scale);
+}
 TARGET static float NAMED(entropy, KIND)(bf16 *l, int64_t v, int64_t t, int g, float *s) { return entropy_row(l, v, t, g, s); }
 
 #undef INTO_CALLER
@@ -450,6 +486,7 @@ TARGET static float NAMED(entropy, KIND)(bf16 *l, int64_t v, int64_t t, int g, f
 #undef activation
 #undef gate_row
 #undef gate_row_back
+#undef dropout_row
 #undef entropy_row
 
 #endif

@@ -1,9 +1,10 @@
-"""What a trunk does between its matrix products, a row at a time: norms, rotary positions, gated activations, cross-entropy.
+"""What a trunk does between its matrix products, a row at a time: norms, rotary positions, gated activations, dropout, cross-entropy.
 
     y_MD, inverse_M, _ = rmsnorm(x_MD, weight_D, 1e-5)
     y_MD, inverse_M, sum_MD = rmsnorm(x_MD, weight_D, 1e-5, added_MD=residual_MD)       # of x + residual, in one pass
     rotate_(query_MHD, cos_MR, sin_MR)                                                  # in place
     y_MF = gate("silu", gate_MF, up_MF)                                                 # silu(gate) * up
+    y_MK = dropout(x_MK, 0.1, seed=7)                                                   # its own gradient: a function of seed and place
     nll = cross_entropy_(logits_NV, target_N, gradient=True)                            # logits become softmax - one-hot
 
 In torch each of these is several passes over memory, each with a tensor of its own; here it is one. On a CPU bfloat16 tensors are worked on
@@ -11,12 +12,15 @@ by compiled C (rows.c, found by native.py), everything else by the references be
 end, so its error is no larger than the reference's own in bfloat16.
 
 Sources: RMSNorm: Zhang & Sennrich 2019 (arXiv 1910.07467), equation 4; rotary positions: Su et al. 2021 (arXiv 2104.09864), section 3.4.2, in
-the form of transformers (halves, not neighbours); gated activations: Shazeer 2020 (arXiv 2002.05202), equation 6.
+the form of transformers (halves, not neighbours); gated activations: Shazeer 2020 (arXiv 2002.05202), equation 6; noise from counters instead
+of a generator's state: Salmon et al. 2011 (doi 10.1145/2063384.2063405), here with the finalisers of splitmix64 and Wellons' lowbias32.
 """
 
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tunesmith.kernels.blocks_4bit import n_threads
@@ -272,6 +276,57 @@ def gate_backward_reference(kind: Activation, dy_MF: Tensor, gate_MF: Tensor, up
     else:
         d_gate_MF = torch.ops.aten.gelu_backward(d_value_MF, gate_MF, approximate="tanh")
     return value_MF * up_MF, d_gate_MF, dy_MF * value_MF
+
+
+# --- dropout --------------------------------------------------------------------------------------------------------------
+
+
+def dropout(x_MK: Tensor, probability: float, seed: int, onto_MK: Tensor | None = None) -> Tensor:
+    """x with each number zero with this probability and otherwise divided by 1 - probability; plus `onto`.
+
+    seed   from 0 to 2**63 - 1. Noise is a function of seed, row and column alone: the same call on a gradient is the backward pass
+    """
+    y_MK: Tensor = _dropout(x_MK, probability, seed, onto_MK)
+    return y_MK
+
+
+def _dropout_work(x_MK: Tensor, probability: float, seed: int, onto_MK: Tensor | None) -> Tensor:
+    native = fast(x_MK, onto_MK)
+    if native is None:
+        return dropout_reference(x_MK, probability, seed, onto_MK)
+    x_MK, onto_MK = x_MK.contiguous(), None if onto_MK is None else onto_MK.contiguous()
+    y_MK = _dropout_shapes(x_MK)
+    native.library.tunesmith_dropout(
+        native.path, n_threads(x_MK), *x_MK.shape, seed, round(probability * 2**32), 1 / (1 - probability), x_MK.data_ptr(), _address(onto_MK),
+        y_MK.data_ptr(),
+    )  # fmt: skip
+    return y_MK
+
+
+def _dropout_shapes(x_MK: Tensor, *_rest: object) -> Tensor:
+    return x_MK.new_empty(x_MK.shape)
+
+
+_dropout = operation("dropout(Tensor x, float probability, int seed, Tensor? onto) -> Tensor", _dropout_work, _dropout_shapes)
+
+
+def dropout_reference(x_MK: Tensor, probability: float, seed: int, onto_MK: Tensor | None = None) -> Tensor:
+    stays_MK = torch.from_numpy(_hashes(seed, *x_MK.shape) >= round(probability * 2**32)).to(x_MK.device)
+    y_MK = torch.where(stays_MK, x_MK / (1 - probability), 0)
+    return y_MK if onto_MK is None else onto_MK + y_MK
+
+
+def _hashes(seed: int, n_rows: int, n_columns: int) -> NDArray[np.uint32]:
+    """uint32 [M, K], as good as drawn."""
+    key_M = np.uint64(seed) + np.arange(1, n_rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    key_M = (key_M ^ (key_M >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key_M = (key_M ^ (key_M >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    key_M = (key_M ^ (key_M >> np.uint64(31))).astype(np.uint32)
+    hash_MK: NDArray[np.uint32] = (np.arange(n_columns, dtype=np.uint32) * np.uint32(0x9E3779B9)) ^ key_M[:, None]
+    hash_MK = (hash_MK ^ (hash_MK >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    hash_MK = (hash_MK ^ (hash_MK >> np.uint32(15))) * np.uint32(0x846CA68B)
+    hash_MK ^= hash_MK >> np.uint32(16)
+    return hash_MK
 
 
 # --- cross-entropy --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ what attention answers, gate and up, and each adapter's low-rank input; what nor
 
 Which norms, activation and biases a layer has is asked of its modules; whether the whole is then what the layer itself computes, is tried
 on a few tokens, answer and gradient (`_agrees`). Families whose layers are put together otherwise keep their own forward. So does a
-single call that this is not for: adapter dropout, a cache, a mask of another kind than "all of its document up to itself".
+single call that this is not for: a cache, a mask of another kind than "all of its document up to itself".
 
 Children keep their names, so files, optimizer state and sharding see the same tensors. The fast path is bfloat16 on a CPU with AMX
 (kernels/rows.py, kernels/causal_attention.py); its reference is the family's own code.
@@ -47,17 +47,30 @@ class Projection:
     a_RK: Tensor | None = None
     b_NR: Tensor | None = None
     scale: float = 0.0
+    dropout: float = 0.0
+    seed: int = 0
+
+    def dropped(self, x_MK: Tensor, onto: Tensor | None = None) -> Tensor:
+        """What A sees of x, or the gradient of it."""
+        return rows.dropout(x_MK, self.dropout, self.seed, onto)
 
 
-def _scaled_a(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor | None:
-    """scale · A of all projections of one input, one below the other; scaled before the cast, so rounded once."""
-    stacked = [p.a_RK * p.scale for p in projections if p.a_RK is not None]
-    return torch.cat(stacked).to(dtype) if stacked else None
+def _drop(projections: Sequence[Projection]) -> list[Projection]:
+    """Those that are adapted, if each of them drops numbers of its own."""
+    return [p for p in projections if p.a_RK is not None and p.dropout]
+
+
+def _scaled_a(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor:
+    """scale · A of the adapted ones among projections of one input, one below the other; scaled before the cast, so rounded once."""
+    return torch.cat([p.a_RK * p.scale for p in projections if p.a_RK is not None]).to(dtype)
 
 
 def low_of(x_MK: Tensor, projections: Sequence[Projection]) -> Tensor | None:
-    a_RK = _scaled_a(projections, x_MK.dtype)
-    return None if a_RK is None else x_MK @ a_RK.T
+    """x times all scaled A, side by side; None without any."""
+    if dropping := _drop(projections):
+        return torch.cat([p.dropped(x_MK) @ _scaled_a([p], x_MK.dtype).T for p in dropping], 1)
+    adapted = any(p.a_RK is not None for p in projections)
+    return x_MK @ _scaled_a(projections, x_MK.dtype).T if adapted else None
 
 
 def project(x_MK: Tensor, projections: Sequence[Projection]) -> tuple[list[Tensor], Tensor | None]:
@@ -80,9 +93,11 @@ def towards_input(dy_MN: Sequence[Tensor], projections: Sequence[Projection], wa
     lows = [dy @ p.b_NR.to(dtype) for p, dy in zip(projections, dy_MN, strict=True) if p.b_NR is not None]
     d_low_MR = torch.cat(lows, 1) if lows else None
     if wants_dx:
-        a_RK = _scaled_a(projections, dtype)
-        if d_low_MR is not None and a_RK is not None:
-            dx_MK = d_low_MR @ a_RK
+        if dropping := _drop(projections):
+            for p, d_low in zip(dropping, lows, strict=True):
+                dx_MK = p.dropped(d_low @ _scaled_a([p], dtype), onto=dx_MK)
+        elif d_low_MR is not None:
+            dx_MK = d_low_MR @ _scaled_a(projections, dtype)
         for p, dy in zip(projections, dy_MN, strict=True):
             dx_MK = p.frozen.mm_t(dy, onto=dx_MK)
     return dx_MK, d_low_MR
@@ -92,15 +107,17 @@ def of_adapters(
     dy_MN: Sequence[Tensor], x_MK: Tensor, low_MR: Tensor | None, d_low_MR: Tensor | None, projections: Sequence[Projection]
 ) -> list[Tensor | None]:
     """Gradients of A and B of each projection in turn; None, None of one without."""
-    d_scaled_a_RK = None if d_low_MR is None else d_low_MR.T @ x_MK
+    dropping = _drop(projections)
+    d_scaled_a_RK = None if d_low_MR is None or dropping else d_low_MR.T @ x_MK
     gradients: list[Tensor | None] = []
     at = 0
     for p, dy in zip(projections, dy_MN, strict=True):
-        if p.b_NR is None or low_MR is None or d_scaled_a_RK is None:
+        if p.b_NR is None or low_MR is None or d_low_MR is None:
             gradients += [None, None]
             continue
         rows_of_p = slice(at, at + p.b_NR.shape[1])
-        gradients += [d_scaled_a_RK[rows_of_p].float().mul_(p.scale), (dy.T @ low_MR[:, rows_of_p]).float()]
+        of_a_RK = d_low_MR[:, rows_of_p].T @ p.dropped(x_MK) if d_scaled_a_RK is None else d_scaled_a_RK[rows_of_p]
+        gradients += [of_a_RK.float().mul_(p.scale), (dy.T @ low_MR[:, rows_of_p]).float()]
         at = rows_of_p.stop
     return gradients
 
@@ -339,9 +356,14 @@ def _projection(layer: nn.Module, training: bool) -> Projection | None:
     if name is None or name not in layer.adapters:
         return Projection(layer.frozen)
     adapter: Any = layer.adapters[name]
-    if adapter.dropout > 0 and training:
-        return None
-    return Projection(layer.frozen, adapter.a_RK, adapter.b_NR, adapter.scale)
+    probability = adapter.dropout if training else 0.0
+    return Projection(layer.frozen, adapter.a_RK, adapter.b_NR, adapter.scale, probability, _seed() if probability else 0)
+
+
+def _seed() -> int:
+    """Of one layer's noise, drawn from torch's generator: a function of the step, as that is."""
+    drawn = torch.randint(1 << 62, ())
+    return 0 if isinstance(drawn, FakeTensor) else int(drawn)
 
 
 # --- which layers ---------------------------------------------------------------------------------------------------------

@@ -176,13 +176,11 @@ def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool
     """("apart" or "rows", scores of a head kept in each layer), ("eager", bytes of all scores kept) or ("own", 0): as the model does it itself.
 
     torch's flash attention has a backward pass that is several times slower on a CPU. Packed rows choose document by document, padded ones
-    once; the same mathematics either way. `fused` layers (model/layers.py) have an attention of their own, but go the family's way where
-    adapters have dropout.
+    once; the same mathematics either way. `fused` layers (model/layers.py) have an attention of their own.
     """
     score_bytes = _score_bytes(config, run)
     if packed:
         return "apart", KEPT_SCORE_BYTES // score_bytes if on_cpu else 0
-    fused = fused and not run.lora.dropout
     if fused or not on_cpu or config._attn_implementation != "sdpa":
         return "own", 0
     heads = getattr(config, "num_attention_heads", 0)
