@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tunesmith.kernels import rows
+from tunesmith.kernels import rows, thin
 from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward, is_fast
 from tunesmith.model.attention import Layout, Within
 from tunesmith.model.lora import LoraLinear
@@ -55,51 +55,49 @@ class Projection:
         return rows.dropout(x_MK, self.dropout, self.seed, onto)
 
 
-def _drop(projections: Sequence[Projection]) -> list[Projection]:
-    """Those that are adapted, if each of them drops numbers of its own."""
-    return [p for p in projections if p.a_RK is not None and p.dropout]
+def _adapted(projections: Sequence[Projection]) -> list[Any]:
+    return [p for p in projections if p.a_RK is not None]
 
 
-def _scaled_a(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor:
-    """scale · A of the adapted ones among projections of one input, one below the other; scaled before the cast, so rounded once."""
-    return torch.cat([p.a_RK * p.scale for p in projections if p.a_RK is not None]).to(dtype)
+def _each(low_MR: Tensor, adapted: Sequence[Any]) -> list[Tensor]:
+    """The columns of each projection."""
+    return list(torch.split(low_MR, [p.b_NR.shape[1] for p in adapted], 1))
 
 
 def low_of(x_MK: Tensor, projections: Sequence[Projection]) -> Tensor | None:
     """x times all scaled A, side by side; None without any."""
-    if dropping := _drop(projections):
-        return torch.cat([p.dropped(x_MK) @ _scaled_a([p], x_MK.dtype).T for p in dropping], 1)
-    adapted = any(p.a_RK is not None for p in projections)
-    return x_MK @ _scaled_a(projections, x_MK.dtype).T if adapted else None
+    adapted = _adapted(projections)
+    if not adapted:
+        return None
+    xs = [p.dropped(x_MK) for p in adapted] if any(p.dropout for p in adapted) else [x_MK]
+    return thin.products(xs, [p.a_RK for p in adapted], [p.scale for p in adapted], transposed=True)
 
 
 def project(x_MK: Tensor, projections: Sequence[Projection]) -> tuple[list[Tensor], Tensor | None]:
     """Each projection of x; and x times all scaled A, side by side, which the backward pass needs: one thin product instead of several."""
-    low_MR = low_of(x_MK, projections)
-    outputs, at = [], 0
-    for p in projections:
-        y_MN = p.frozen.mm(x_MK)
-        if p.b_NR is not None and low_MR is not None:
-            rank = p.b_NR.shape[1]
-            y_MN.addmm_(low_MR[:, at : at + rank], p.b_NR.to(x_MK.dtype).T)
-            at += rank
-        outputs.append(y_MN)
+    low_MR, adapted = low_of(x_MK, projections), _adapted(projections)
+    outputs = [p.frozen.mm(x_MK) for p in projections]
+    if low_MR is not None:
+        ys = [y for p, y in zip(projections, outputs, strict=True) if p.a_RK is not None]
+        thin.add_(ys, _each(low_MR, adapted), [p.b_NR for p in adapted], [1.0] * len(adapted), transposed=True)
     return outputs, low_MR
 
 
 def towards_input(dy_MN: Sequence[Tensor], projections: Sequence[Projection], wants_dx: bool = True) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x (None unless wanted) and of its low-rank products."""
-    dtype, dx_MK = dy_MN[0].dtype, None
-    lows = [dy @ p.b_NR.to(dtype) for p, dy in zip(projections, dy_MN, strict=True) if p.b_NR is not None]
-    d_low_MR = torch.cat(lows, 1) if lows else None
-    if wants_dx:
-        if dropping := _drop(projections):
-            for p, d_low in zip(dropping, lows, strict=True):
-                dx_MK = p.dropped(d_low @ _scaled_a([p], dtype), onto=dx_MK)
-        elif d_low_MR is not None:
-            dx_MK = d_low_MR @ _scaled_a(projections, dtype)
-        for p, dy in zip(projections, dy_MN, strict=True):
-            dx_MK = p.frozen.mm_t(dy, onto=dx_MK)
+    """Gradients of x (None unless wanted), and of its low-rank products."""
+    dx_MK, d_low_MR, adapted = None, None, _adapted(projections)
+    if adapted:
+        dys = [dy for p, dy in zip(projections, dy_MN, strict=True) if p.a_RK is not None]
+        d_low_MR = thin.products(dys, [p.b_NR for p in adapted], [1.0] * len(adapted), transposed=False)
+    if not wants_dx:
+        return None, d_low_MR
+    for p, dy in zip(projections, dy_MN, strict=True):
+        dx_MK = p.frozen.mm_t(dy, onto=dx_MK)
+    if d_low_MR is not None and any(p.dropout for p in adapted):
+        for p, d_low in zip(adapted, _each(d_low_MR, adapted), strict=True):
+            dx_MK = p.dropped(thin.products([d_low], [p.a_RK], [p.scale], transposed=False), onto=dx_MK)
+    elif d_low_MR is not None and dx_MK is not None:
+        thin.add_([dx_MK], _each(d_low_MR, adapted), [p.a_RK for p in adapted], [p.scale for p in adapted], transposed=False)
     return dx_MK, d_low_MR
 
 
@@ -107,19 +105,21 @@ def of_adapters(
     dy_MN: Sequence[Tensor], x_MK: Tensor, low_MR: Tensor | None, d_low_MR: Tensor | None, projections: Sequence[Projection]
 ) -> list[Tensor | None]:
     """Gradients of A and B of each projection in turn; None, None of one without."""
-    dropping = _drop(projections)
-    d_scaled_a_RK = None if d_low_MR is None or dropping else d_low_MR.T @ x_MK
-    gradients: list[Tensor | None] = []
-    at = 0
-    for p, dy in zip(projections, dy_MN, strict=True):
-        if p.b_NR is None or low_MR is None or d_low_MR is None:
-            gradients += [None, None]
-            continue
-        rows_of_p = slice(at, at + p.b_NR.shape[1])
-        of_a_RK = d_low_MR[:, rows_of_p].T @ p.dropped(x_MK) if d_scaled_a_RK is None else d_scaled_a_RK[rows_of_p]
-        gradients += [of_a_RK.float().mul_(p.scale), (dy.T @ low_MR[:, rows_of_p]).float()]
-        at = rows_of_p.stop
-    return gradients
+    adapted = _adapted(projections)
+    if low_MR is None or d_low_MR is None:
+        return [None, None] * len(projections)
+    scales = [p.scale for p in adapted]
+    if any(p.dropout for p in adapted):
+        of_a = thin.gradients(_each(d_low_MR, adapted), [p.dropped(x_MK) for p in adapted], scales, transposed=False)
+    elif len(set(scales)) == 1:  # x is read once
+        [together] = thin.gradients([d_low_MR], [x_MK], scales[:1], transposed=False)
+        of_a = list(torch.split(together, [p.b_NR.shape[1] for p in adapted]))
+    else:
+        of_a = thin.gradients(_each(d_low_MR, adapted), [x_MK] * len(adapted), scales, transposed=False)
+    dys = [dy for p, dy in zip(projections, dy_MN, strict=True) if p.a_RK is not None]
+    of_b = thin.gradients(_each(low_MR, adapted), dys, [1.0] * len(adapted), transposed=True)
+    pairs = iter(zip(of_a, of_b, strict=True))
+    return [of_it for p in projections for of_it in (next(pairs) if p.a_RK is not None else (None, None))]
 
 
 # --- the layer ------------------------------------------------------------------------------------------------------------
