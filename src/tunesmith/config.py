@@ -257,6 +257,11 @@ class TrainingConfig(Section):
         False,
         description="examples side by side in rows of up to micro_batch_tokens, no attention from one to another: the same steps without padding",
     )
+    share_prefixes: bool | Literal["auto"] = Field(
+        "auto",
+        description="with packing: what examples of a row begin with (a system message, an instruction) is computed once, with the same loss and "
+        "gradients; auto: where it saves tokens and a trial of the model agrees; true: or the run is refused",
+    )
     micro_batch_size: int | None = Field(None, ge=1, description="examples computed at once; by default as many as fit micro_batch_tokens")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens, padding included, computed at once; memory grows with it")
     gradient_checkpointing: bool = Field(
@@ -776,6 +781,16 @@ def _conflicts(
             "packed rows are cut by tokens, so training.micro_batch_size would not be read",
             where=set_by("training.micro_batch_size") or set_by("training.packing") or where,
             fix="training.micro_batch_tokens bounds a row; a step of packed rows, as other tools count it, is training.batch_tokens",
+        )  # fmt: skip
+    if training.share_prefixes is True and not training.packing:
+        yield ("training.share_prefixes", "training.packing"), BadInput(
+            "beginnings are shared by examples in one row, and rows are not packed", where=set_by("training.share_prefixes") or where,
+            fix="training.packing: true, or leave it out",
+        )  # fmt: skip
+    if training.share_prefixes is True and method != "full" and run.lora.dropout > 0:
+        yield ("training.share_prefixes", "lora.dropout"), BadInput(
+            "examples that share their beginning would share the noise of dropout there", where=set_by("training.share_prefixes") or where,
+            fix="lora.dropout: 0, or training.share_prefixes: auto",
         )  # fmt: skip
     for key, needed in (("temperature", data.mixing == "temperature"), ("cap", data.mixing != "equal")):
         path = f"data.{key}"

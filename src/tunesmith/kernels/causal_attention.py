@@ -8,8 +8,10 @@
     parents -1      -1     0             c continues a: it sees all of a, then of c what came before
 
 H / G neighbouring heads share a key. On a CPU with AMX, bfloat16 tensors are worked on by compiled C (causal_attention.c) a document and a head
-of keys at a time, 32 queries or keys in the cache; scores are computed again in the backward pass. What a document is seen by others that
-continue it adds up in its gradients, in the order of the row: the same bits each time. Elsewhere the reference: the documents one by one. Source: Dao et al. 2022, FlashAttention (arXiv 2205.14135), algorithms 1 and 4; Ainslie et al. 2023 (arXiv 2305.13245) for shared keys.
+of keys at a time, 32 queries or keys in the cache; scores are computed again in the backward pass. A document that others continue is given
+the sum of their gradients in the order of the row: the same bits each time. Elsewhere the reference: the documents one by one.
+
+Source: Dao et al. 2022, FlashAttention (arXiv 2205.14135), algorithms 1 and 4; Ainslie et al. 2023 (arXiv 2305.13245) for shared keys.
 """
 
 from itertools import pairwise
@@ -60,11 +62,15 @@ def _work(
     out_MHD, lse_HM = _shapes(query_MHD, key_MGD, value_MGD)
     _, heads, width = query_MHD.shape
     failed = native.library.tunesmith_attention_forward(
-        torch.get_num_threads(), starts.data_ptr(), None if parents is None else parents.data_ptr(), len(starts) - 1, heads, key_MGD.shape[1], width, window, scale,
+        torch.get_num_threads(), starts.data_ptr(), _place(parents), len(starts) - 1, heads, key_MGD.shape[1], width, window, scale,
         *(at for x in (query_MHD, key_MGD, value_MGD, out_MHD) for at in (x.data_ptr(), x.stride(0))), lse_HM.data_ptr(),
     )  # fmt: skip
     _must_have_worked(failed)
     return out_MHD, lse_HM
+
+
+def _place(parents: Tensor | None) -> int | None:
+    return None if parents is None else parents.data_ptr()
 
 
 def _must_have_worked(failed: int) -> None:
@@ -105,7 +111,7 @@ def _backward_work(
     gradients = _backward_shapes(d_out_MHD, query_MHD, key_MGD, value_MGD)
     _, heads, width = query_MHD.shape
     failed = native.library.tunesmith_attention_backward(
-        torch.get_num_threads(), starts.data_ptr(), None if parents is None else parents.data_ptr(), len(starts) - 1, heads, key_MGD.shape[1], width, window, scale,
+        torch.get_num_threads(), starts.data_ptr(), _place(parents), len(starts) - 1, heads, key_MGD.shape[1], width, window, scale,
         *(at for x in tensors for at in (x.data_ptr(), x.stride(0))), lse_HM.data_ptr(),
         *(at for x in gradients for at in (x.data_ptr(), x.stride(0))),
     )  # fmt: skip

@@ -310,7 +310,9 @@ class Fused:
             cos_MR, sin_MR = (table.expand(x.shape[0], -1, -1).flatten(0, 1) for table in position_embeddings)
             # without a layout: rows of one document each, padded on the right if at all
             starts = torch.arange(0, len(cos_MR) + 1, x.shape[1], dtype=torch.int32) if layout is None else layout.starts
-            tokens = cos_BTR._tunesmith_tokens = Tokens(cos_MR, sin_MR, starts, None if layout is None else layout.parents, layout, x.shape[:2])
+            tokens = cos_BTR._tunesmith_tokens = Tokens(
+                cos_MR, sin_MR, starts, None if layout is None else layout.parents, layout, x.shape[:2]
+            )
         return tokens
 
 

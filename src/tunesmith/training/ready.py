@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from tunesmith.config import Run
-from tunesmith.data.batches import StepRows, lengths_of, padding_share
+from tunesmith.data.batches import StepRows, lengths_of, padding_share, shared_share
 from tunesmith.data.cache import RowsCache
 from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 from tunesmith.hardware import pick_device
 from tunesmith.kernels.causal_attention import is_fast
-from tunesmith.model.attention import keep_documents_apart
+from tunesmith.model.attention import keep_documents_apart, why_not_shared
 from tunesmith.model.layers import fused_forms
 from tunesmith.progress import counted
 from tunesmith.training import distributed
@@ -30,7 +30,8 @@ from tunesmith.training.sharding import build_tuned, distribute_attention, is_on
 
 DEFAULT_MAX_LENGTH = 512
 KEPT_SCORE_BYTES = 1 << 30  # for rows of 256 tokens, a model of some ten million parameters
-PADDING_STEPS = 100  # of which the padding is counted before the first
+PADDING_STEPS = 100  # of which the padding is counted before the first, and what shared beginnings save
+LEAST_SAVED = 0.02  # share of the tokens: below, shared beginnings are not worth another way of computing
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Ready:
     """A run with its data checked and its model loaded, before the first step.
 
     padding   share of what its first steps compute that is no token, "unpacked" and "packed"
+    shared    share of the tokens of its first steps that are not computed, as other examples of their row begin with the same
     """
 
     run: Run
@@ -57,6 +59,7 @@ class Ready:
     step_rows: StepRows
     timetable: Timetable
     padding: dict[str, float]
+    shared: float
     said: list[str]
 
 
@@ -86,16 +89,19 @@ def prepare(run: Run, name: str) -> Ready:
     )
     longest = int(max(lengths_of(part).max(initial=0) for part in (rows.train, rows.validation)))
     first_steps = range(min(steps, PADDING_STEPS))
+    shared = shared_share(step_rows, first_steps) if training.packing else 0.0
+    of_attention, sharing = distribute_attention(run, tuned.loaded.model, lambda: _attention_for(tuned, longest, run, shared))
+    step_rows = replace(step_rows, sharing=sharing)
     padding = {name: padding_share(replace(step_rows, packing=name == "packed"), first_steps) for name in ("unpacked", "packed")}
     said = [
         *rows.said,
         *tuned.said,
-        *distribute_attention(run, tuned.loaded.model, lambda: _attention_for(tuned, longest, run)),
+        *of_attention,
         *_padding_in_words(padding, training.packing),
         reason,
         _steps_in_words(steps, step_rows),
     ]
-    return Ready(run, tuned, renderer, rows, step_rows, timetable, padding, said)
+    return Ready(run, tuned, renderer, rows, step_rows, timetable, padding, shared if sharing else 0.0, said)
 
 
 def _digest(rows: Rows, renderer: Renderer) -> str:
@@ -124,25 +130,53 @@ def _padding_in_words(share: Mapping[str, float], packing: bool) -> list[str]:
     return [f"{share['unpacked']:.1%} of what is computed is padding; training.packing: true would leave {share['packed']:.1%}"]
 
 
-def _attention_for(tuned: Tuned, longest: int, run: Run) -> list[str]:
-    """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few."""
+def _attention_for(tuned: Tuned, longest: int, run: Run, shared: float) -> tuple[list[str], bool]:
+    """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few.
+
+    Returns also whether examples of a row share their beginnings; shared: what that would save.
+    """
     model = tuned.loaded.model
     device = pick_device() if is_on(run) else model.device
     is_fused, text = bool(fused_forms(model)), model.config.get_text_config()
     way, kept = attention_way(text, run, longest, device.type == "cpu", is_fused, tuned.compute_dtype)
     if way == "apart":
         keep_documents_apart(model, kept, longest)
-        return ["packed rows: tried on this model, no example sees another"]
+        said, sharing = _sharing_for(model, longest, run, shared)
+        return ["packed rows: tried on this model, no example sees another", *said], sharing
     if way == "rows":
         try:
             keep_documents_apart(model, kept, longest)
-            return ["attention is computed row by row by compiled code, tried on this model"]
+            return ["attention is computed row by row by compiled code, tried on this model"], False
         except BadInput:  # a family that computes attention in its own way
             way, kept = scores_way(text, run, longest)
     if way == "eager":
         model.set_attn_implementation("eager")
-        return [f"attention scores are kept (at most {kept / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"]
-    return []
+        return [f"attention scores are kept (at most {kept / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"], False
+    return [], False
+
+
+def may_share(run: Run, shared: float) -> bool:
+    """Whether examples of a packed row are to share their beginnings, which would save `shared` of the tokens, if the model can do it."""
+    asked = run.training.share_prefixes
+    noise = run.method != "full" and run.lora.dropout > 0
+    return run.training.packing and not noise and (asked is True or (asked == "auto" and shared >= LEAST_SAVED))
+
+
+def _sharing_for(model: Any, longest: int, run: Run, shared: float) -> tuple[list[str], bool]:
+    """Whether they do, with its reason. Raises BadInput where the config insists and the model cannot."""
+    if not may_share(run, shared):
+        noise = run.training.share_prefixes == "auto" and shared >= LEAST_SAVED
+        saved = f"{shared:.1%} of the tokens would be saved by shared beginnings, which dropout forbids (lora.dropout: 0)"
+        return ([saved] if noise else []), False
+    why = why_not_shared(model, longest)
+    if why is not None and run.training.share_prefixes is True:
+        raise BadInput(
+            f"examples of this model cannot share their beginnings: {why}", where=f"training.share_prefixes: true, a model of type {model.config.model_type}",
+            fix="training.share_prefixes: auto",
+        )  # fmt: skip
+    if why is not None:
+        return [f"beginnings of examples are not shared: {why}"], False
+    return [f"what examples of a row begin with is computed once, which saves {shared:.1%} of the tokens: tried on this model"], True
 
 
 def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool, compute: torch.dtype) -> tuple[str, int]:

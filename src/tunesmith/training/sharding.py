@@ -178,27 +178,33 @@ def as_many_for_all(batches: list[Batch], scored: Scored) -> list[Batch]:
     return [*batches, *[empty_batch() for _ in range(n_missing(scored, len(batches)))]]
 
 
-def nll_of_share(scored: Scored, examples: Sequence[Example], micro_batch_tokens: int, packing: bool) -> tuple[float, int]:
+def nll_of_share(
+    scored: Scored, examples: Sequence[Example], micro_batch_tokens: int, packing: bool, sharing: bool = False
+) -> tuple[float, int]:  # fmt: skip
     """Summed loss and trained tokens of this process's share of the examples."""
     share = examples[distributed.rank() :: distributed.world()]
-    found = nll_of(scored, share, micro_batch_tokens, packing, partial(n_missing, scored))
+    found = nll_of(scored, share, micro_batch_tokens, packing, sharing, partial(n_missing, scored))
     if isinstance(scored, FSDPModule):
         scored.reshard()  # no backward follows: the weights around the layers are whole still, and would be used as they are now
     return found
 
 
-def distribute_attention(run: Run, model: Any, choose: Callable[[], list[str]]) -> list[str]:
-    """`choose` tries ways of attention on a model that has weights, and says what it chose; a model without follows the first process."""
+def distribute_attention(run: Run, model: Any, choose: Callable[[], tuple[list[str], bool]]) -> tuple[list[str], bool]:
+    """`choose` tries ways of attention on a model that has weights, says what it chose and whether examples of a row share their beginnings.
+
+    A model without weights follows the first process; of several with, one that cannot share keeps all from it.
+    """
     if not is_on(run):
-        return choose()
+        said, sharing = choose()
+        return said, not largest(int(not sharing))
 
-    def chosen() -> tuple[list[str], str, int | None]:
-        said = choose()
-        return said, model.config.get_text_config()._attn_implementation, getattr(model, "_tunesmith_kept_scores", None)
+    def chosen() -> tuple[list[str], bool, str, int | None]:
+        said, sharing = choose()
+        return said, sharing, model.config.get_text_config()._attn_implementation, getattr(model, "_tunesmith_kept_scores", None)
 
-    said, way, kept_scores = from_first(chosen)
+    said, sharing, way, kept_scores = from_first(chosen)
     if distributed.rank() != 0 and kept_scores is not None:
         switch_over(model, kept_scores)
     elif distributed.rank() != 0:
         model.set_attn_implementation(way)
-    return said
+    return said, sharing
