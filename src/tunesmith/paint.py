@@ -182,8 +182,8 @@ def paint(seen: Sequence[Seen], said: Sequence[str]) -> None:
 def _painted(one: Seen, colours: bool) -> Text:
     painted = Text()
     for i, token in enumerate(one.tokens[:MOST_TOKENS]):
-        if len(one.sources) > 1 and (i == 0 or token.document != one.tokens[i - 1].document):
-            painted.append(f"{'' if i == 0 else chr(10)}── {one.sources[token.document]} ──\n", "bold cyan")
+        if len(one.borders) > 1 and (i == 0 or token.document != one.tokens[i - 1].document):
+            painted.append(f"{'' if i == 0 else chr(10)}── {one.borders[token.document]} ──\n", "bold cyan")
         kind = (
             "trained control"
             if token.control and token.trained

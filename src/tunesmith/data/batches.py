@@ -250,7 +250,8 @@ class StepRows:
     def largest_steps(self, steps: range, world: int, n_examples: int) -> list[int]:
         """Those of `steps` whose lengths allow the largest micro-batches, as many as have about `n_examples` examples; in their order.
 
-        No example is opened for it. Of equal ones those with the longest example come first; of very many epochs the first are seen.
+        No example is opened for it, so what a row's examples may share is not known: then their lengths are a bound that all steps are below
+        by about as much. Of equal ones those with the longest example come first; of very many epochs the first are seen.
         """
         begin = epoch = n_seen = 0
         found: list[np.ndarray] = []

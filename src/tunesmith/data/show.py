@@ -56,12 +56,18 @@ class Token:
 
 @dataclass(frozen=True)
 class Seen:
-    """An example to paint. remark: what there is to say of it; sources: of its documents, more than one in a packed row."""
+    """An example to paint.
+
+    remark    what there is to say of it
+    sources   of its examples, more than one in a packed row
+    borders   of a packed row: what is said where each document begins, by the document's number
+    """
 
     title: str
     remark: str
     tokens: list[Token]
     sources: tuple[str, ...]
+    borders: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -201,7 +207,7 @@ def look_packed(row: PackedRow, renderer: Renderer, title: str) -> Seen:
         Token(token, text, bool(trained), token in renderer.control.ids, document=int(document))
         for token, text, trained, document in zip(row.ids.tolist(), texts, row.trained, row.document, strict=True)
     ]
-    return Seen(title, f"{counted(len(row.sources), 'document')}; none sees another{more}", tokens, tuple(names))
+    return Seen(title, f"{counted(len(row.sources), 'document')}; none sees another{more}", tokens, row.sources, tuple(names))
 
 
 def tokens_of(example: Example, renderer: Renderer, max_length: int | None = None) -> list[Token]:
