@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 import _harness as harness
@@ -92,7 +92,7 @@ def compare(workload: str, model: str, name: str, data: Path, n_steps: int) -> d
     worst = {key: max(harness.relative_difference(p["shared"][key], p["plain"][key]) for p in pairs) for key in ("loss", "grad_norm")}
     row = {
         "workload": f"prefix-{name}", "opponent": "packed", **harness.summary(seconds["shared"], seconds["plain"]), "tokens_saved": known["shared"],
-        **{f"steps_per_second_{key}": round(1 / fmean(values), 3) for key, values in seconds.items()},
+        **{f"steps_per_second_{key}": round(1 / median(values), 3) for key, values in seconds.items()},
         **{f"peak_bytes_{key}": pairs[-1][key]["peak_bytes"] for key in seconds},
         "examples": known["examples"], "tokens_per_epoch": known["tokens_per_epoch"], "steps_compared": len(pairs),
         "worst_loss_difference": worst["loss"], "worst_grad_norm_difference": worst["grad_norm"], "threads": known["threads"],

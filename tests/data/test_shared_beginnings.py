@@ -153,9 +153,7 @@ def test_steps_keep_their_examples_and_any_number_of_processes_takes_them(world:
     plain = StepRows(examples, batch_size=8, seed=5, micro_batch_tokens=96, packing=True)
     sharing = StepRows(examples, batch_size=8, seed=5, micro_batch_tokens=96, packing=True, sharing=True)
     for step in range(12):
-        found, expected = (
-            [batch for rank in range(world) for batch in rows.micro_batches(step, rank, world)] for rows in (sharing, plain)
-        )
+        found, expected = ([batch for rank in range(world) for batch in rows.micro_batches(step, rank, world)] for rows in (sharing, plain))
         assert Counter(s for batch in found for s in batch.sources) == Counter(s for batch in expected for s in batch.sources)
         assert sum(batch.n_trained for batch in found) == sum(batch.n_trained for batch in expected)
         assert [b.ids_BT.tolist() for b in sharing.micro_batches(step)] == [b.ids_BT.tolist() for b in sharing.micro_batches(step)]

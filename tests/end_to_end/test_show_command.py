@@ -66,7 +66,9 @@ def test_packed_rows_are_painted_with_their_borders(tiny: str, colours: str):
     assert "step 2, row 1 of " in said.out
     borders = re.findall(r"^── (colours\.jsonl:\d+) ──$", said.out, re.M)
     assert len(borders) == len(set(borders)) == 16
-    shared = run_here("show", colours, "--model", tiny, "--packed", "--set", "training.micro_batch_tokens=512", "--set", "lora.dropout=0", "--json")
+    shared = run_here(
+        "show", colours, "--model", tiny, "--packed", "--set", "training.micro_batch_tokens=512", "--set", "lora.dropout=0", "--json"
+    )
     finished(shared)
     row = json.loads(shared.out)["examples"][0]
     assert row["source"].startswith("colours.jsonl:")

@@ -12,7 +12,16 @@ from tunesmith.data.template import Example
 from tunesmith.loss import Scored, nll_of
 from tunesmith.model.adapters import adapter_parameters, attach, using
 from tunesmith.model.attention import (
-    Group, Layout, Within, attend, attend_within, block_diagonal, documents, keep_documents_apart, positions_of, why_not_shared,
+    Group,
+    Layout,
+    Within,
+    attend,
+    attend_within,
+    block_diagonal,
+    documents,
+    keep_documents_apart,
+    positions_of,
+    why_not_shared,
 )  # fmt: skip
 
 CPU = torch.device("cpu")

@@ -27,7 +27,11 @@ def packed(model: Path, folder: Path, output: str = "run", share: Any = "auto", 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_a_run_is_the_same_with_fewer_tokens(tiny_model: Path, tmp_path: Path, method: str):
-    changes = {"lora": LORA, "qlora": {**LORA, "method": "qlora", "quantization": {"block_size": 32}}, "full": {"method": "full", "lora": {}}}[method]
+    changes = {
+        "lora": LORA,
+        "qlora": {**LORA, "method": "qlora", "quantization": {"block_size": 32}},
+        "full": {"method": "full", "lora": {}},
+    }[method]
     rate = 1e-3 if method == "full" else 1e-2
     plain, shared = (
         train(packed(tiny_model, tmp_path, str(share), share, **changes, training={"steps": 6, "learning_rate": rate})) for share in (False, "auto")
