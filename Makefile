@@ -36,6 +36,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/optimizer.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/prefix.py
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/scale.py
 

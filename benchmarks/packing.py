@@ -33,7 +33,14 @@ WORDS = "free prize call now later lunch meeting report weather train ticket ans
 
 
 def config(workload: str, data: Path, folder: Path, packing: bool) -> dict[str, Any]:
-    training = {"batch_size": 16, "max_length": 512, "learning_rate": 1e-5, "schedule": "constant", "packing": packing}
+    training = {
+        "batch_size": 16,
+        "max_length": 512,
+        "learning_rate": 1e-5,
+        "schedule": "constant",
+        "packing": packing,
+        "share_prefixes": False,
+    }
     if workload == "long-tail":
         rows: dict[str, Any] = {"train": str(folder / "long-tail.jsonl")}
     else:
@@ -89,7 +96,8 @@ def side(raw: dict[str, Any]) -> tuple[harness.Reply, Any]:
         }  # fmt: skip
 
     facts = {
-        "padding": ready.padding, "steps_per_epoch": rows.steps_of_epoch(0), "examples": len(rows.examples), "threads": torch.get_num_threads(),
+        "padding": ready.padding, "shared": ready.shared, "steps_per_epoch": rows.steps_of_epoch(0), "examples": len(rows.examples),
+        "threads": torch.get_num_threads(),
         "tokens_per_epoch": ready.rows.counts["tokens_per_epoch"],
     }  # fmt: skip
     return facts, step

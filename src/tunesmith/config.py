@@ -258,6 +258,11 @@ class TrainingConfig(Section):
         description="examples side by side in rows of up to micro_batch_tokens, no attention from one to another: the same steps without padding; "
         "auto: where padding would be a tenth of what is computed, and the model keeps examples apart",
     )
+    share_prefixes: bool | Literal["auto"] = Field(
+        "auto",
+        description="with packing: what examples of a row begin with (a system message, an instruction) is computed once, with the same loss and "
+        "gradients; auto: where it saves tokens and a trial of the model agrees; true: or the run is refused",
+    )
     micro_batch_size: int | None = Field(None, ge=1, description="examples computed at once; by default as many as fit micro_batch_tokens")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens, padding included, computed at once; memory grows with it")
     gradient_checkpointing: bool = Field(
@@ -772,11 +777,21 @@ def _conflicts(
             f"a step has training.batch_size: {training.batch_size} examples or training.batch_tokens: {training.batch_tokens}, not both",
             where=set_by("training.batch_tokens") or set_by("training.batch_size") or where, fix="leave one of them out",
         )  # fmt: skip
-    if training.packing is True and training.micro_batch_size is not None:
+    if (training.packing is True or training.share_prefixes is True) and training.micro_batch_size is not None:
         yield ("training.micro_batch_size", "training.packing"), BadInput(
             "packed rows are cut by tokens, so training.micro_batch_size would not be read",
             where=set_by("training.micro_batch_size") or set_by("training.packing") or where,
             fix="training.micro_batch_tokens bounds a row; a step of packed rows, as other tools count it, is training.batch_tokens",
+        )  # fmt: skip
+    if training.share_prefixes is True and not training.packing:
+        yield ("training.share_prefixes", "training.packing"), BadInput(
+            "beginnings are shared by examples in one row, and rows are not packed", where=set_by("training.share_prefixes") or where,
+            fix="training.packing: true, or leave it out",
+        )  # fmt: skip
+    if training.share_prefixes is True and method != "full" and run.lora.dropout > 0:
+        yield ("training.share_prefixes", "lora.dropout"), BadInput(
+            "examples that share their beginning would share the noise of dropout there", where=set_by("training.share_prefixes") or where,
+            fix="lora.dropout: 0, or training.share_prefixes: auto",
         )  # fmt: skip
     for key, needed in (("temperature", data.mixing == "temperature"), ("cap", data.mixing != "equal")):
         path = f"data.{key}"

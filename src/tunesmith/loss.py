@@ -67,7 +67,8 @@ class Scored(nn.Module):
         if batch.positions_BT is not None:
             reads["position_ids"] = batch.positions_BT
         in_compute_dtype = torch.autocast(batch.ids_BT.device.type, dtype=torch.bfloat16, enabled=autocast)
-        with in_compute_dtype, documents(self.model, batch.document_BT, batch.ids_BT.shape):
+        with in_compute_dtype, documents(self.model, batch.document_BT, batch.ids_BT.shape, batch.parent_S) as more:
+            reads |= more
             states = self.model(**reads).logits if self.why_full_logits is not None else self.model.base_model(**reads).last_hidden_state
             return states.flatten(0, 1).index_select(0, at), target_N, at
 
@@ -84,18 +85,20 @@ def nll_of(
     examples: Sequence[Example],
     micro_batch_tokens: int,
     packing: bool = False,
+    sharing: bool = False,
     n_missing: Callable[[int], int] = lambda n: 0,
 ) -> tuple[float, int]:
     """Summed loss and trained tokens of all examples in evaluation mode; each batch is reduced to a number at once (FAILURES 9).
 
     packing     in rows of documents side by side, for a model that keeps them apart (model/attention.py)
+    sharing     what examples of a row begin with computed once, for a model that was tried (there too)
     n_missing   of this process's number of batches, how many empty ones it computes besides: another process may have more
     """
     total, count = 0.0, 0
     device = next(scored.parameters()).device
     was_training = scored.training
     scored.eval()
-    groups = grouped(examples, micro_batch_tokens, packing=packing)
+    groups = grouped(examples, micro_batch_tokens, packing=packing, sharing=sharing)
     longest = max(map(len, examples), default=0)
     batches = (collated(group, packing, longest) for group in groups)
     for batch in chain(batches, (empty_batch() for _ in range(n_missing(len(groups))))):

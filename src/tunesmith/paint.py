@@ -8,7 +8,7 @@ tunesmith show sms.yaml --packed                # rows of a packed step, with th
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ from rich.text import Text
 
 from tunesmith import preflight
 from tunesmith.config import Run
-from tunesmith.data.batches import StepRows
+from tunesmith.data.batches import StepRows, shared_share
 from tunesmith.data.conversation import has_thinking
 from tunesmith.data.formats import BadRow
-from tunesmith.data.packing import pack
+from tunesmith.data.packing import row_of
 from tunesmith.data.rows import THINKING, load_parts, load_rows
 from tunesmith.data.show import Row, Seen, at_lines, facts, holding, look, look_packed, worst
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 from tunesmith.progress import counted, progress
 from tunesmith.show_page import write_rows
+from tunesmith.training.ready import PADDING_STEPS, may_share
 
 STYLES = {
     "trained": "black on green", "ignored": "dim", "control": "bold magenta", "trained control": "bold white on dark_green", "cut": "strike red",
@@ -129,7 +130,9 @@ def _packed(run: Run, renderer: Renderer, max_length: int, wanted: Wanted) -> tu
     n_steps = steps.steps_of_epoch(0)
     if wanted.step > n_steps:
         raise BadInput(f"an epoch has {counted(n_steps, 'step')}", where=f"--step {wanted.step}", fix=f"--step 1 to {n_steps}")
-    packed = list(pack(steps.of_step(wanted.step - 1), training.micro_batch_tokens))
+    as_packed = run.model_copy(update={"training": training.model_copy(update={"packing": True})})
+    shared = shared_share(steps, range(min(n_steps, PADDING_STEPS)))
+    packed = list(map(row_of, replace(steps, sharing=may_share(as_packed, shared)).groups(wanted.step - 1)))
     n_examples = sum(len(row.sources) for row in packed)
     words = f"{counted(n_examples, 'example')} in {counted(len(packed), 'row')} of at most {training.micro_batch_tokens:,} tokens"
     said = [*rows.said, f"step {wanted.step}: {words}"]
@@ -179,8 +182,8 @@ def paint(seen: Sequence[Seen], said: Sequence[str]) -> None:
 def _painted(one: Seen, colours: bool) -> Text:
     painted = Text()
     for i, token in enumerate(one.tokens[:MOST_TOKENS]):
-        if len(one.sources) > 1 and (i == 0 or token.document != one.tokens[i - 1].document):
-            painted.append(f"{'' if i == 0 else chr(10)}── {one.sources[token.document]} ──\n", "bold cyan")
+        if len(one.borders) > 1 and (i == 0 or token.document != one.tokens[i - 1].document):
+            painted.append(f"{'' if i == 0 else chr(10)}── {one.borders[token.document]} ──\n", "bold cyan")
         kind = (
             "trained control"
             if token.control and token.trained

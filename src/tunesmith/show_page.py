@@ -74,8 +74,8 @@ def example(one: Seen) -> str:
 def border(one: Seen, i: int) -> str:
     """The source of each document where it begins, if there are several."""
     document = one.tokens[i].document
-    begins = len(one.sources) > 1 and (i == 0 or document != one.tokens[i - 1].document)
-    return f"<b>{escape(one.sources[document])}</b>" if begins else ""
+    begins = len(one.borders) > 1 and (i == 0 or document != one.tokens[i - 1].document)
+    return f"<b>{escape(one.borders[document])}</b>" if begins else ""
 
 
 def painted_token(token: Token, place: int) -> str:

@@ -66,6 +66,14 @@ def test_packed_rows_are_painted_with_their_borders(tiny: str, colours: str):
     assert "step 2, row 1 of " in said.out
     borders = re.findall(r"^── (colours\.jsonl:\d+) ──$", said.out, re.M)
     assert len(borders) == len(set(borders)) == 16
+    shared = run_here(
+        "show", colours, "--model", tiny, "--packed", "--set", "training.micro_batch_tokens=512", "--set", "lora.dropout=0", "--json"
+    )
+    finished(shared)
+    row = json.loads(shared.out)["examples"][0]
+    assert row["source"].startswith("colours.jsonl:")
+    assert "which stands there once" in row["remark"]
+    assert re.search("── what the next [0-9]+ begin with ──", said.out)
     refused(run_here("show", colours, "--model", tiny, "--packed", "--step", "4"), "an epoch has 3 steps", "--step 4", "--step 1 to 3")
 
 

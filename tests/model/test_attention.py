@@ -13,7 +13,7 @@ from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
 from tunesmith.loss import Scored, nll_of
 from tunesmith.model.adapters import adapter_parameters, attach, using
-from tunesmith.model.attention import Layout, Within, attend, attend_within, block_diagonal, documents, keep_documents_apart
+from tunesmith.model.attention import Group, Layout, Within, attend, attend_within, block_diagonal, documents, keep_documents_apart
 from tunesmith.model.blocks import fuse
 
 LENGTHS = (23, 9, 17, 2, 9, 1)  # longer than the window of the families that have one; two alike; one alone
@@ -45,14 +45,14 @@ def document_of(lengths):
 
 def within(lengths, window=None, kept=ALL):
     layout = Layout.of(document_of(lengths), CPU, kept)
-    n = layout.groups[0][1]
+    n = layout.width
     sees_LL = torch.ones(n, n, dtype=torch.bool).tril()
     return Within(layout, sees_LL.triu(1 - window) if window else sees_LL, causal=window is None)
 
 
 def test_documents_of_similar_length_are_one_batch_and_every_token_has_its_slot():
     layout = Layout.of(document_of((23, 3, 40, 20)), CPU, kept_scores=7000)
-    assert layout.groups == ((3, 48, False), (1, 16, True))  # 40, 23, 20 rounded up to 16s; 3. Scores: 3 · 48² + 16² > 7,000
+    assert layout.groups == (Group(3, 48, False), Group(1, 16, True))  # 40, 23, 20 rounded up to 16s; 3. Scores: 3 · 48² + 16² > 7,000
     assert layout.longest == (26, 40)
     assert layout.token_P[layout.slot_T].tolist() == list(range(86))
     assert int(layout.real_P.sum()) == 86

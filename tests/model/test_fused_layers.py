@@ -11,14 +11,14 @@ import transformers
 from tests.model.families import CONFIGS
 
 from tunesmith.config import LoraConfig
-from tunesmith.data.batches import Batch, collate, collate_row
+from tunesmith.data.batches import Batch, collate, collate_row, grouped
 from tunesmith.data.packing import row_of
 from tunesmith.data.template import Example
 from tunesmith.kernels import native, rows
 from tunesmith.loss import Scored
 from tunesmith.model import layers
 from tunesmith.model.adapters import adapter_parameters, attach, switch_of
-from tunesmith.model.attention import keep_documents_apart
+from tunesmith.model.attention import keep_documents_apart, why_not_shared
 from tunesmith.model.blocks import fuse
 from tunesmith.model.layers import fuse_layers, fused_forms
 from tunesmith.planning.account import Account
@@ -96,6 +96,36 @@ def test_loss_and_gradients_are_no_further_off_than_the_familys_own(family, pack
         keep_documents_apart(model, 0, max(LENGTHS))
     own = loss_and_gradients(model, batch)
     assert_as_near(loss_and_gradients(fused(model), batch), own, exact)
+
+
+def beginning_alike() -> list[Example]:
+    """Two with one beginning of 21 tokens, three with one of 19, and one by itself."""
+    draw = np.random.default_rng(1)
+    heads = [draw.integers(3, 96, n) for n in (21, 19, 2)]
+    made = []
+    for head, n in ((0, 6), (1, 9), (1, 2), (2, 30), (0, 17), (1, 23)):
+        trained = np.concatenate([np.zeros(len(heads[head]), dtype=bool), draw.random(n - 1) < 0.5, [True]])
+        made.append(Example(np.concatenate([heads[head], draw.integers(3, 96, n)]).astype(np.int32), trained, f"row {n}"))
+    return made
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_rows_whose_documents_share_beginnings(family):
+    rows = beginning_alike()
+    [group] = grouped(rows, 1000, packing=True, sharing=True)
+    shared, plain = collate_row(row_of(group), 160), collate_row(row_of(rows), 192)
+    assert shared.parent_S is not None and shared.n_trained == plain.n_trained
+    exact = loss_and_gradients(adapted(FUSED[family](), torch.float32), collate(rows))
+    model = fused(adapted(FUSED[family]()))
+    keep_documents_apart(model, 0, max(map(len, rows)))
+    assert why_not_shared(model, max(map(len, rows))) is None
+    found = loss_and_gradients(model, shared)
+    assert_as_near(found, loss_and_gradients(model, plain), exact)
+    again = loss_and_gradients(model, shared)
+    assert off(again, found) == (0, 0)  # the same bits
+    apart = adapted(FUSED[family]())  # the family's own layers
+    keep_documents_apart(apart, 0, max(map(len, rows)))
+    assert_as_near(loss_and_gradients(apart, shared), loss_and_gradients(apart, plain), exact)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["down_proj", "o_proj"], ["gate_proj"]], ids=str)

@@ -28,6 +28,7 @@ METHODS = {
     "full": {"method": "full", "training": {"learning_rate": 1e-3}},
     "full-adamw8bit": {"method": "full", "training": {"learning_rate": 1e-3, "optimizer": "adamw8bit"}},
     "lora-packed": {"method": "lora", "lora": {"rank": 4, "dropout": 0.2}, "training": {"packing": True}},
+    "lora-shared": {"method": "lora", "lora": {"rank": 4}, "training": {"packing": True, "micro_batch_tokens": 4096}},
     "full-packed": {"method": "full", "training": {"learning_rate": 1e-3, "packing": True}},
     "full-last-layer": {"method": "full", "full": {"train": 1}, "training": {"learning_rate": 1e-3}},
 }
@@ -109,6 +110,7 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(
         {"micro_batch_tokens": 4096},
         {"packing": True},
         {"packing": True, "micro_batch_tokens": 4096},
+        {"packing": True, "share_prefixes": False},
         {"packing": True, "micro_batch_tokens": 8},  # every example is longer than a row and has one of its own
     ],
 )
@@ -424,7 +426,7 @@ def test_the_padding_before_and_after_packing_is_said_and_kept(tiny_model: Path,
     short_and_long = [{"prompt": "call", "completion": "ham"}] * 9 + [{"prompt": "free prize " * 12, "completion": "spam"}] * 3
     (tmp_path / "tail.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short_and_long))
     data = {"train": str(tmp_path / "tail.jsonl"), "validation": None}
-    training = {"steps": 3, "validate_every": None, "micro_batch_tokens": 4096, "packing": True}
+    training = {"steps": 3, "validate_every": None, "micro_batch_tokens": 4096, "packing": True, "share_prefixes": False}
     folder = train(make_run(tiny_model, tmp_path, method="lora", data=data, training=training))
     share = folder.status()["padding"]
     assert share["packed"] < 0.15 < 0.3 < share["unpacked"] < 1
@@ -446,7 +448,8 @@ def test_by_default_rows_are_packed_where_much_would_be_padding(tiny_model: Path
 
     varied, alike = [3, 4, 40, 5, 3, 4], [20, 20, 20, 20]
     assert ready_of(varied).step_rows.packing
-    assert not ready_of(alike).step_rows.packing
+    assert not ready_of(alike, share_prefixes=False).step_rows.packing
+    assert ready_of(alike).step_rows.sharing  # all that they begin with need be computed once only
     assert not ready_of(varied, packing=False).step_rows.packing
     assert not ready_of(varied, micro_batch_size=2).step_rows.packing  # so many examples at once were asked for
 

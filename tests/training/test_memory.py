@@ -178,10 +178,11 @@ def test_a_run_that_ran_out_of_memory_ends_in_the_same_weights_says_so_once_and_
     whole = train(make_run(tiny_model, tmp_path, "whole", packing=packing))
     capsys.readouterr()
     computed: list[int] = []
+    most = 300 if packing else 400  # what the examples begin with stands in a packed row once
 
     def when(batch: Batch) -> bool:
         computed.append(batch.ids_BT.numel())
-        return len(RunFolder(tmp_path / "less").metrics()) >= 2 and torch.is_grad_enabled() and batch.ids_BT.numel() > 400
+        return len(RunFolder(tmp_path / "less").metrics()) >= 2 and torch.is_grad_enabled() and batch.ids_BT.numel() > most
 
     with refusing(when) as refused:
         less = train(make_run(tiny_model, tmp_path, "less", packing=packing))
@@ -192,7 +193,7 @@ def test_a_run_that_ran_out_of_memory_ends_in_the_same_weights_says_so_once_and_
     kept = less.status()["micro_batches"]
     assert [cut["since"] for cut in kept["training"]] == [0, 3]
     assert [cut["since"] for cut in kept["validation"]] == [0]
-    assert max(n for n in computed[-3:]) <= 400
+    assert max(n for n in computed[-3:]) <= most
 
 
 def test_a_resumed_run_is_cut_as_before_from_the_same_step_on_and_bit_equal(tiny_model: Path, tmp_path: Path):

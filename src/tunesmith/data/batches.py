@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tunesmith.data.packing import Row, best_fit, row_of
+from tunesmith.data.packing import Row, computed_tokens, fill, row_of
 from tunesmith.data.stored import StoredExamples
 from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
@@ -34,6 +34,7 @@ class Batch:
 
     positions_BT, document_BT   of a packed row (B = 1): positions restart with each document; None where each row is one example.
                                 document_BT stays on the CPU, where the layout of attention is made from it
+    parent_S                    of each document the one that it continues (data/packing.py), -1: none; None: no document continues another
     """
 
     ids_BT: Tensor
@@ -42,6 +43,7 @@ class Batch:
     sources: tuple[str, ...]
     positions_BT: Tensor | None = None
     document_BT: Tensor | None = None
+    parent_S: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         def there(tensor_BT: Tensor) -> Tensor:
@@ -148,12 +150,15 @@ def collate_row(row: Row, length: int | None = None) -> Batch:
     n, length = len(row), length or len(row)
     ids_T = np.zeros(length, dtype=np.int64)
     ids_T[:n] = row.ids
-    # the token after a document's last one is another document's first: positions tell, whatever is trained
-    labels_T = next_token_labels(row.ids, row.trained & (row.positions > 0), length)
+    # the token after a document's last one is another document's first, whatever is trained
+    begins = np.diff(row.document, prepend=-1) > 0
+    labels_T = next_token_labels(row.ids, row.trained & ~begins, length)
     positions_T = np.concatenate([row.positions, np.arange(length - n)])
     document_T = np.concatenate([row.document, np.full(length - n, row.document[-1] + 1)])
     ids_BT, labels_BT, positions_BT, document_BT = (torch.from_numpy(x_T)[None] for x_T in (ids_T, labels_T, positions_T, document_T))
-    return Batch(ids_BT, labels_BT, int((labels_T != IGNORED).sum()), row.sources, positions_BT, document_BT)
+    parents = [*row.parent.tolist(), *[-1] * (length > n)]
+    parent_S = torch.tensor(parents) if max(parents) >= 0 else None
+    return Batch(ids_BT, labels_BT, int((labels_T != IGNORED).sum()), row.sources, positions_BT, document_BT, parent_S)
 
 
 def cut(examples: Sequence[Example], micro_batch_tokens: int, micro_batch_size: int | None = None) -> list[list[Example]]:
@@ -170,18 +175,18 @@ def cut(examples: Sequence[Example], micro_batch_tokens: int, micro_batch_size: 
 
 
 def grouped(
-    examples: Sequence[Example], micro_batch_tokens: int, micro_batch_size: int | None = None, packing: bool = False
+    examples: Sequence[Example], micro_batch_tokens: int, micro_batch_size: int | None = None, packing: bool = False, sharing: bool = False
 ) -> list[list[Example]]:  # fmt: skip
-    """The examples of each micro-batch, the longest of each first: padded ones (`cut`), or side by side in rows (data/packing.py)."""
-    if not packing:
-        return cut(examples, micro_batch_tokens, micro_batch_size)
-    return [[examples[i] for i in members] for members in best_fit([len(example) for example in examples], micro_batch_tokens)]
+    """The examples of each micro-batch: padded ones, the longest first (`cut`), or side by side in rows (data/packing.py).
+
+    sharing   what examples of a row begin with is computed once
+    """
+    return fill(examples, micro_batch_tokens, sharing) if packing else cut(examples, micro_batch_tokens, micro_batch_size)
 
 
 def tokens_of(group: Sequence[Example], packing: bool) -> int:
     """What is computed of a micro-batch, before its rows are rounded up."""
-    lengths = [len(example) for example in group]
-    return sum(lengths) if packing else len(lengths) * max(lengths)
+    return computed_tokens(group) if packing else len(group) * max(map(len, group))
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,7 @@ class StepRows:
     batch_size     examples of a step
     batch_tokens   instead: a step takes the next examples of the order while they are together no more tokens than this (at least one)
     packing        cut a step into rows of documents side by side instead of padded rows: the same examples, the same sums
+    sharing        with packing: what examples of a row begin with is computed once, for a model that was tried (model/attention.py)
     """
 
     examples: Sequence[Example]
@@ -200,6 +206,7 @@ class StepRows:
     micro_batch_size: int | None = None
     packing: bool = False
     batch_tokens: int | None = None
+    sharing: bool = False
 
     def steps_of_epoch(self, epoch: int) -> int:
         """With `batch_tokens` an epoch may have a step more or less than another, as its order differs."""
@@ -230,7 +237,7 @@ class StepRows:
 
     def groups(self, step: int, rank: int = 0, world: int = 1) -> list[list[Example]]:
         """This process's share of the step, cut to fit memory; empty if the step has fewer examples than processes."""
-        return grouped(self.of_step(step)[rank::world], self.micro_batch_tokens, self.micro_batch_size, self.packing)
+        return grouped(self.of_step(step)[rank::world], self.micro_batch_tokens, self.micro_batch_size, self.packing, self.sharing)
 
     def collated(self, group: Sequence[Example]) -> Batch:
         """A micro-batch as tensors."""
@@ -243,7 +250,8 @@ class StepRows:
     def largest_steps(self, steps: range, world: int, n_examples: int) -> list[int]:
         """Those of `steps` whose lengths allow the largest micro-batches, as many as have about `n_examples` examples; in their order.
 
-        No example is opened for it. Of equal ones those with the longest example come first; of very many epochs the first are seen.
+        No example is opened for it, so what a row's examples may share is not known: then their lengths are a bound that all steps are below
+        by about as much. Of equal ones those with the longest example come first; of very many epochs the first are seen.
         """
         begin = epoch = n_seen = 0
         found: list[np.ndarray] = []
@@ -312,9 +320,19 @@ def padding_share(rows: StepRows, steps: Iterable[int]) -> float:
     """Share of what is computed in these steps that is no token of an example."""
     n_computed = n_tokens = 0
     for step in steps:
-        n_computed += sum(batch.ids_BT.numel() for batch in rows.micro_batches(step))
-        n_tokens += sum(len(example) for example in rows.of_step(step))
+        for group in rows.groups(step):
+            n_computed += rows.collated(group).ids_BT.numel()
+            n_tokens += computed_tokens(group)
     return 1 - n_tokens / n_computed
+
+
+def shared_share(rows: StepRows, steps: Iterable[int]) -> float:
+    """Share of the tokens of these steps that need not be computed where examples of a row share their beginnings."""
+    n_computed = n_tokens = 0
+    for step in steps:
+        n_computed += sum(map(computed_tokens, replace(rows, packing=True, sharing=True).groups(step)))
+        n_tokens += sum(len(example) for example in rows.of_step(step))
+    return 1 - n_computed / n_tokens
 
 
 def collated(group: Sequence[Example], packing: bool, longest: int) -> Batch:

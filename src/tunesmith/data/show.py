@@ -11,6 +11,7 @@ What is painted from this: paint.py on the terminal, show_page.py as a page.
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -55,12 +56,18 @@ class Token:
 
 @dataclass(frozen=True)
 class Seen:
-    """An example to paint. remark: what there is to say of it; sources: of its documents, more than one in a packed row."""
+    """An example to paint.
+
+    remark    what there is to say of it
+    sources   of its examples, more than one in a packed row
+    borders   of a packed row: what is said where each document begins, by the document's number
+    """
 
     title: str
     remark: str
     tokens: list[Token]
     sources: tuple[str, ...]
+    borders: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -190,13 +197,17 @@ def look(row: Row, renderer: Renderer, max_length: int, policy: str, why: str = 
 
 
 def look_packed(row: PackedRow, renderer: Renderer, title: str) -> Seen:
-    """A packed row with the borders of its documents."""
+    """A packed row with the borders of its documents; what several begin with is one of its own."""
     texts = _texts(row.ids.tolist(), renderer)
+    branches, sources = Counter(row.parent.tolist()), iter(row.sources)
+    names = [f"what the next {branches[i]} begin with" if i in branches else next(sources) for i in range(len(row.parent))]
+    n_shared = len(names) - len(row.sources)
+    more = f", but what they begin with, which stands there once ({counted(n_shared, 'beginning')})" if n_shared else ""
     tokens = [
         Token(token, text, bool(trained), token in renderer.control.ids, document=int(document))
         for token, text, trained, document in zip(row.ids.tolist(), texts, row.trained, row.document, strict=True)
     ]
-    return Seen(title, f"{counted(len(row.sources), 'document')}; none sees another", tokens, row.sources)
+    return Seen(title, f"{counted(len(row.sources), 'document')}; none sees another{more}", tokens, row.sources, tuple(names))
 
 
 def tokens_of(example: Example, renderer: Renderer, max_length: int | None = None) -> list[Token]:

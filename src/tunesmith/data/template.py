@@ -41,11 +41,15 @@ TRIAL = "a trial conversation"
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """ids int32 [T]; trained bool [T]: is token i learned; source "file:line"."""
+    """ids int32 [T]; trained bool [T]: is token i learned; source "file:line".
+
+    shared   tokens at its beginning that a packed row may take from its neighbours that begin with the same (data/packing.py)
+    """
 
     ids: npt.NDArray[np.int32]
     trained: npt.NDArray[np.bool_]
     source: str
+    shared: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -159,7 +159,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How the rows of a batch lie: rotary tables [M, R] of each token, and where documents start (kernels/causal_attention.py).
+    """How the rows of a batch lie: rotary tables [M, R] of each token, where documents start, and which continue which (kernels/causal_attention.py).
 
     layout, shape   of what they were made: of a packed row or none, rows and tokens
     """
@@ -167,6 +167,7 @@ class Tokens:
     cos_MR: Tensor
     sin_MR: Tensor
     starts: Tensor
+    parents: Tensor | None
     layout: Layout | None
     shape: torch.Size
 
@@ -180,7 +181,7 @@ def forward(
     del normed_MD
     q, k, v = _heads(q_MN, form), _heads(k_MN, form), _heads(v_MN, form)
     q_turned, k_turned = _turned(q, parts.query_norm, form, tokens), _turned(k, parts.key_norm, form, tokens)
-    seen_MHW, lse = causal_attention(q_turned, k_turned, v, tokens.starts, form.scale)
+    seen_MHW, lse = causal_attention(q_turned, k_turned, v, tokens.starts, form.scale, parents=tokens.parents)
     if not form.norms_heads:
         q, k = q_turned, k_turned  # otherwise they are turned again
     del q_turned, k_turned
@@ -221,7 +222,9 @@ def backward(
     assert d_seen_MN is not None
     q_turned = _turned(q, parts.query_norm, form, tokens) if form.norms_heads else q
     k_turned = _turned(k, parts.key_norm, form, tokens) if form.norms_heads else k
-    dq, dk, dv = causal_attention_backward(_heads(d_seen_MN, form), q_turned, k_turned, v, seen_MHW, lse, tokens.starts, form.scale)
+    dq, dk, dv = causal_attention_backward(
+        _heads(d_seen_MN, form), q_turned, k_turned, v, seen_MHW, lse, tokens.starts, form.scale, parents=tokens.parents
+    )
     del q_turned, k_turned, d_seen_MN
     dq, dk = _turned_back(dq, q, parts.query_norm, form, tokens), _turned_back(dk, k, parts.key_norm, form, tokens)
     d_qkv = [d.flatten(1) for d in (dq, dk, dv)]
@@ -345,7 +348,9 @@ class Fused:
             cos_MR, sin_MR = (table.expand(x.shape[0], -1, -1).flatten(0, 1) for table in position_embeddings)
             # without a layout: rows of one document each, padded on the right if at all
             starts = torch.arange(0, len(cos_MR) + 1, x.shape[1], dtype=torch.int32) if layout is None else layout.starts
-            tokens = cos_BTR._tunesmith_tokens = Tokens(cos_MR, sin_MR, starts, layout, x.shape[:2])
+            tokens = cos_BTR._tunesmith_tokens = Tokens(
+                cos_MR, sin_MR, starts, None if layout is None else layout.parents, layout, x.shape[:2]
+            )
         return tokens
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from tunesmith.config import Run
-from tunesmith.data.batches import StepRows, lengths_of, windows
+from tunesmith.data.batches import StepRows, lengths_of, shared_share, windows
 from tunesmith.data.cache import RowsCache
 from tunesmith.data.rows import load_parts, load_rows
 from tunesmith.data.sources import read_part, sources_of
@@ -35,7 +35,7 @@ from tunesmith.planning.devices import Device, device_of
 from tunesmith.planning.rehearsal import Scene, Step, Work, line, rehearse
 from tunesmith.preflight import renderer_of
 from tunesmith.progress import clock, counted
-from tunesmith.training.ready import DEFAULT_MAX_LENGTH, is_worth_packing, longest_example, padding_of
+from tunesmith.training.ready import DEFAULT_MAX_LENGTH, PADDING_STEPS, is_worth_packing, longest_example, may_share, padding_of
 
 METHODS = ("full", "lora", "qlora")
 # What a process on a CPU grows by besides tensors, as measured (benchmarks/plan.py, docs/plan.md): code of libraries, tokenizer, rows, ...
@@ -308,17 +308,22 @@ def _of_rows(run: Run, train: Sequence[Example], validation: Sequence[Example], 
         train, training.batch_size, training.seed, training.micro_batch_tokens, training.micro_batch_size, training.packing is True,
         training.batch_tokens,
     )  # fmt: skip
+    n_steps = training.steps or rows.steps_of(training.epochs)
+    shared = shared_share(rows, range(min(n_steps, PADDING_STEPS))) if training.packing else 0.0
     if training.packing == "auto":
-        rows = replace(rows, packing=is_worth_packing(training, padding_of(rows, training.steps or rows.steps_of(training.epochs))))
+        rows = replace(rows, packing=is_worth_packing(run, padding_of(rows, n_steps), shared))
+    rows = replace(rows, sharing=rows.packing and may_share(run, shared))  # the model is not asked here
     run = packed(run, rows.packing)
-    batches = shapes.of_rows(rows, training.steps or rows.steps_of(training.epochs))
+    batches = shapes.of_rows(rows, n_steps)
     steps = training.steps or max(1, math.ceil(rows.steps_of(training.epochs) * times))
     n_tokens = int(lengths_of(train).sum() * times)
     lengths, scored = (sum(n) for n in zip(*((sum(s.lengths), s.scored) for s in batches.sizes), strict=True))
     said = [
         f"{counted(n_examples, 'example')}, {more or f'{n_tokens:,} tokens an epoch'}, the longest {batches.longest:,}; {scored / lengths:.0%} of them trained"
     ]
-    of_validation = shapes.of_validation(run, validation) if len(validation) else []
+    if rows.sharing:
+        said.append(f"what examples of a row begin with is computed once, which saves {shared:.1%} of the tokens, if the model can do it")
+    of_validation = shapes.of_validation(run, validation, rows.sharing) if len(validation) else []
     return _Known(run, replace(batches, n_steps=steps), of_validation, scored / lengths, True, n_examples, n_tokens, said)
 
 

@@ -558,9 +558,12 @@ def _flops(name: str, tensors: list[Tensor], results: list[Tensor]) -> float:
         left, right = tensors[-2:] if name.rstrip("_") in ("addmm", "baddbmm") else tensors[:2]
         return 2.0 * left.numel() * right.shape[-1]
     if name.startswith("tunesmith::causal_attention"):
-        [starts] = (tensor for tensor in tensors if tensor.dtype == torch.int32)
-        query = tensors[1] if name.endswith("backward") else tensors[0]
-        pairs = query.shape[1] * float(starts.diff().double().square().sum()) / 2
+        starts, *parents = (tensor for tensor in tensors if tensor.dtype == torch.int32)
+        query, lengths = tensors[1] if name.endswith("backward") else tensors[0], starts.diff().double()
+        of_heads = float(lengths.square().sum()) / 2
+        for parent in parents:  # a document that continues another sees all of that too
+            of_heads += float((lengths * lengths[parent.clamp(min=0)] * (parent >= 0)).sum())
+        pairs = query.shape[1] * of_heads
         return (10.0 if name.endswith("backward") else 4.0) * pairs * query.shape[2]
     if name.startswith(ATTENTION):
         query, key = (tensors[1], tensors[2]) if name.endswith("backward") else (tensors[0], tensors[1])

@@ -12,7 +12,7 @@ import numpy as np
 
 from tunesmith.config import Run
 from tunesmith.data.batches import LENGTH_STEP, Batch, StepRows, collate, collate_row, grouped, lengths_of
-from tunesmith.data.packing import row_of
+from tunesmith.data.packing import computed_tokens, families_of, row_of
 from tunesmith.data.template import Example
 from tunesmith.training.memory import largest_micro_batches
 
@@ -24,7 +24,8 @@ MOST_SIZES = 4  # that are rehearsed
 class Size:
     """Of a micro-batch.
 
-    lengths   of its examples, or of the documents of its packed row
+    lengths   of its examples
+    families  of a packed row: how many of them share a beginning, and its tokens; 1, 0: an example by itself
     computed  tokens, padding included
     scored    trained positions
     later     whether others of its step came before it, and left gradients
@@ -35,11 +36,15 @@ class Size:
     packed: bool
     scored: int
     later: bool
+    families: tuple[tuple[int, int], ...] = ()
 
     @property
     def pairs(self) -> int:
         """Of tokens that attention compares."""
-        return sum(length * length for length in self.lengths) if self.packed else self.computed * (self.computed // len(self.lengths))
+        if not self.packed:
+            return self.computed * (self.computed // len(self.lengths))
+        beginnings = sum((n - 1) * shared * shared for n, shared in self.families)  # which the others of a family do not compare again
+        return sum(length * length for length in self.lengths) - beginnings
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,10 @@ def assumed(run: Run, length: int) -> Batches:
     return Batches(sizes, 1, training.steps or 1, sizes, length)
 
 
-def of_validation(run: Run, examples: Sequence[Example]) -> list[Size]:
+def of_validation(run: Run, examples: Sequence[Example], sharing: bool = False) -> list[Size]:
     """The micro-batches of validation, the largest first."""
     training = run.training
-    groups = grouped(examples, training.micro_batch_tokens, None, training.packing is True)
+    groups = grouped(examples, training.micro_batch_tokens, None, training.packing is True, sharing)
     longest = max(map(len, examples))
     sizes = [_size(group, training.packing is True, False, longest) for group in groups]
     return sorted(sizes, key=lambda size: (size.computed, size.pairs), reverse=True)
@@ -103,26 +108,31 @@ def fullest(sizes: Sequence[Size]) -> list[Size]:
 
 def example_of(size: Size) -> Batch:
     """Tensors of this size."""
+    family = [(number, shared) for number, (n, shared) in enumerate(size.families) for _ in range(n)] or [(0, 0)] * len(size.lengths)
+    most = [length - 1 - shared for length, (_, shared) in zip(size.lengths, family, strict=True)]  # what is shared is not learned
     shares, left = dict[int, int](), size.scored
-    by_length = sorted(range(len(size.lengths)), key=lambda i: size.lengths[i])
+    by_length = sorted(range(len(most)), key=lambda i: most[i])
     for n, i in enumerate(by_length):
-        shares[i] = min(size.lengths[i] - 1, left // (len(by_length) - n))
+        shares[i] = min(most[i], left // (len(by_length) - n))
         left -= shares[i]
-    examples = [_example(length, shares[i]) for i, length in enumerate(size.lengths)]
+    examples = [_example(length, shares[i], *family[i]) for i, length in enumerate(size.lengths)]
     return collate_row(row_of(examples), size.computed) if size.packed else collate(examples, size.computed // len(examples))
 
 
-def _example(length: int, n_trained: int) -> Example:
+def _example(length: int, n_trained: int, family: int = 0, shared: int = 0) -> Example:
+    """shared: tokens at its beginning that it has in common with its family."""
     trained = np.zeros(length, dtype=bool)
-    trained[length - n_trained :] = True
-    return Example(np.zeros(length, dtype=np.int32), trained, "")
+    trained[max(length - n_trained, shared + 1) :] = True
+    return Example(np.full(length, family % 2, dtype=np.int32), trained, "", shared)
 
 
 def _size(group: Sequence[Example], packed: bool, later: bool, longest: int) -> Size:
     """Padded as `collated` pads."""
     lengths = tuple(map(len, group))
+    families: tuple[tuple[int, int], ...] = ()
     if packed:
-        computed = -(-sum(lengths) // LENGTH_STEP) * LENGTH_STEP
+        computed = -(-computed_tokens(group) // LENGTH_STEP) * LENGTH_STEP
+        families = tuple((len(family), family[0].shared if len(family) > 1 else 0) for family in families_of(group))
     else:
         computed = min(-(-max(lengths) // LENGTH_STEP) * LENGTH_STEP, longest) * len(lengths)
-    return Size(lengths, computed, packed, sum(int(example.trained[1:].sum()) for example in group), later)
+    return Size(lengths, computed, packed, sum(int(example.trained[1:].sum()) for example in group), later, families)

@@ -237,12 +237,13 @@ def _note_spike(folder: RunFolder, ready: Ready, state: State, step: int, loss: 
 
 def _validate(folder: RunFolder, ready: Ready, scored: Scored, cuts: Cuts, taken: int, state: State, board: Any) -> None:
     """Validation loss, and what follows from it: the best checkpoint and early stopping."""
-    found, examples, packing = None, ready.rows.validation, ready.step_rows.packing
+    found, examples, packing, sharing = None, ready.rows.validation, ready.step_rows.packing, ready.step_rows.sharing
     while found is None:
         tokens = cuts.at(VALIDATION, taken).tokens
-        found = attempt(partial(nll_of_share, scored, examples, tokens, packing), scored)
+        found = attempt(partial(nll_of_share, scored, examples, tokens, packing, sharing), scored)
         if found is None:
-            cuts.halve(VALIDATION, taken, grouped(examples, tokens, packing=packing), f"the validation after step {taken:,}")
+            groups = grouped(examples, tokens, packing=packing, sharing=sharing)
+            cuts.halve(VALIDATION, taken, groups, f"the validation after step {taken:,}")
     total, count = map(all_ranks, found)
     loss = total / count
     if not math.isfinite(loss):
@@ -290,6 +291,7 @@ def _facts(ready: Ready) -> dict[str, Any]:
         "data": {"said": ready.rows.said, "counts": ready.rows.counts, "files": ready.rows.files},
         "padding": ready.padding,
         "arithmetic": ready.tuned.said,
+        "shared_beginnings": ready.shared,
         "learning_rate_reason": ready.said[-2],
         "parameters": {"trained": sum(p.numel() for p in parameters.values()), "total": total},
     }  # fmt: skip

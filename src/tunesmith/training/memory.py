@@ -115,7 +115,7 @@ class Cuts:
         self.folder, self.ready = folder, ready
         self.asked = {
             key: getattr(training, key) for key in ("micro_batch_tokens", "micro_batch_size", "packing", "gradient_checkpointing", "sharding")
-        }  # fmt: skip
+        } | {"share_prefixes": ready.step_rows.sharing}  # fmt: skip
         self.start = Cut(0, training.micro_batch_tokens, training.micro_batch_size)
         self.cuts = {TRAINING: [self.start], VALIDATION: [self.start]}
         self._rows = (self.start, ready.step_rows)
@@ -206,11 +206,12 @@ def try_largest(scored: Scored, ready: Ready, optimizer: torch.optim.Optimizer, 
                 break
             cuts.halve(TRAINING, first, groups, "the largest micro-batch of the run, tried beforehand", newest)
         while ready.rows.validation:
-            newest, packing = cuts.cuts[VALIDATION][-1], ready.step_rows.packing
-            group = max(grouped(ready.rows.validation, newest.tokens, packing=packing), key=partial(tokens_of, packing=packing))
+            newest, packing, sharing = cuts.cuts[VALIDATION][-1], ready.step_rows.packing, ready.step_rows.sharing
+            groups_of_it = grouped(ready.rows.validation, newest.tokens, packing=packing, sharing=sharing)
+            group = max(groups_of_it, key=partial(tokens_of, packing=packing))
             # each process takes its part of this: the whole group
             share = [example for example in group for _ in range(distributed.world())]
-            if attempt(partial(nll_of_share, scored, share, newest.tokens, packing), scored) is not None:
+            if attempt(partial(nll_of_share, scored, share, newest.tokens, packing, sharing), scored) is not None:
                 break
             cuts.halve(VALIDATION, first, [group], "the largest batch of the validation, tried beforehand", newest)
     shape = " and ".join(f"{len(g)} × {max(map(len, g))}" for g in groups)
@@ -252,9 +253,10 @@ def largest_micro_batches(rows: StepRows, steps: range, world: int) -> tuple[lis
             groups = rows.groups(step, rank, world)
             several = several or len(groups) > 1
             found += groups
-    most = max(found, key=lambda group: (tokens_of(group, rows.packing), len(group[0])))
+    most = max(found, key=lambda group: (tokens_of(group, rows.packing), max(map(len, group))))
     longest = max(found, key=lambda group: (max(map(len, group)), tokens_of(group, rows.packing)))
-    return ([most] if most is longest or len(most[0]) == len(longest[0]) else [most, longest]), several
+    same = most is longest or max(map(len, most)) == max(map(len, longest))
+    return ([most] if same else [most, longest]), several
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,26 +13,27 @@ from typing import Any
 
 import torch
 
-from tunesmith.config import Run, TrainingConfig
-from tunesmith.data.batches import StepRows, lengths_of, padding_share
+from tunesmith.config import Run
+from tunesmith.data.batches import StepRows, lengths_of, padding_share, shared_share
 from tunesmith.data.cache import RowsCache
 from tunesmith.data.rows import Rows, load_parts, load_rows
 from tunesmith.data.template import Renderer
 from tunesmith.errors import BadInput
 from tunesmith.hardware import pick_device
 from tunesmith.kernels.causal_attention import is_fast
-from tunesmith.model.attention import keep_documents_apart
+from tunesmith.model.attention import keep_documents_apart, why_not_shared
 from tunesmith.model.layers import fused_forms
 from tunesmith.progress import counted
 from tunesmith.training import distributed
 from tunesmith.training.method import Tuned
 from tunesmith.training.optim import learning_rate
-from tunesmith.training.sharding import build_tuned, distribute_attention, is_on
+from tunesmith.training.sharding import Attention, build_tuned, distribute_attention, is_on
 
 DEFAULT_MAX_LENGTH = 512
 KEPT_SCORE_BYTES = 1 << 30  # for rows of 256 tokens, a model of some ten million parameters
-PADDING_STEPS = 100  # of which the padding is counted before the first
-WORTH_PACKING = 0.1  # share of what is computed: less padding than this costs no more than what packing does beside the products
+PADDING_STEPS = 100  # of which the padding is counted before the first, and what shared beginnings save
+WORTH_PACKING = 0.1  # share of what is computed: packing that saves less costs no less beside the products
+LEAST_SAVED = 0.02  # share of the tokens: below, shared beginnings are not worth another way of computing
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Ready:
     """A run with its data checked and its model loaded, before the first step.
 
     padding   share of what its first steps compute that is no token, "unpacked" and "packed"
+    shared    share of the tokens of its first steps that are not computed, as other examples of their row begin with the same
     """
 
     run: Run
@@ -59,6 +61,7 @@ class Ready:
     step_rows: StepRows
     timetable: Timetable
     padding: dict[str, float]
+    shared: float
     said: list[str]
 
 
@@ -89,19 +92,19 @@ def prepare(run: Run, name: str) -> Ready:
     )
     longest = int(max(lengths_of(part).max(initial=0) for part in (rows.train, rows.validation)))
     padding = padding_of(step_rows, steps)
-    if training.packing == "auto":
-        step_rows = replace(step_rows, packing=is_worth_packing(training, padding))
-    attention, obeys = distribute_attention(run, tuned.loaded.model, lambda: _attention_for(tuned, longest, run, step_rows.packing))
-    step_rows = replace(step_rows, packing=step_rows.packing and obeys)
+    shared = shared_share(step_rows, range(min(steps, PADDING_STEPS))) if training.packing else 0.0
+    packing = is_worth_packing(run, padding, shared) if training.packing == "auto" else training.packing
+    attention = distribute_attention(run, tuned.loaded.model, lambda: _attention_for(tuned, longest, run, packing, shared))
+    step_rows = replace(step_rows, packing=attention.packed, sharing=attention.sharing)
     said = [
         *rows.said,
         *tuned.said,
-        *attention,
+        *attention.said,
         *_padding_in_words(padding, step_rows.packing),
         reason,
         _steps_in_words(steps, step_rows),
     ]
-    return Ready(run, tuned, renderer, rows, step_rows, timetable, padding, said)
+    return Ready(run, tuned, renderer, rows, step_rows, timetable, padding, shared if step_rows.sharing else 0.0, said)
 
 
 def _digest(rows: Rows, renderer: Renderer) -> str:
@@ -130,9 +133,10 @@ def padding_of(rows: StepRows, steps: int) -> dict[str, float]:
     return {name: padding_share(replace(rows, packing=name == "packed"), first) for name in ("unpacked", "packed")}
 
 
-def is_worth_packing(training: TrainingConfig, padding: Mapping[str, float]) -> bool:
+def is_worth_packing(run: Run, padding: Mapping[str, float], shared: float) -> bool:
     """What packing: auto stands for, if the model keeps the examples of a row apart; micro-batches of so many examples are not rows of tokens."""
-    return training.micro_batch_size is None and padding["unpacked"] - padding["packed"] >= WORTH_PACKING
+    left = (1 - padding["unpacked"]) / (1 - padding["packed"]) * (1 - shared if may_share(run, shared) else 1)
+    return run.training.micro_batch_size is None and (left <= 1 - WORTH_PACKING or run.training.share_prefixes is True)
 
 
 def _padding_in_words(share: Mapping[str, float], packing: bool) -> list[str]:
@@ -141,10 +145,10 @@ def _padding_in_words(share: Mapping[str, float], packing: bool) -> list[str]:
     return [f"{share['unpacked']:.1%} of what is computed is padding; training.packing: true would leave {share['packed']:.1%}"]
 
 
-def _attention_for(tuned: Tuned, longest: int, run: Run, packed: bool) -> tuple[list[str], bool]:
+def _attention_for(tuned: Tuned, longest: int, run: Run, packed: bool, shared: float) -> Attention:
     """How attention is computed: within each example of a packed row; and on a CPU with its scores kept where they are few.
 
-    In words, and whether the rows can be packed, if they shall be.
+    packed   whether rows shall be; shared: what shared beginnings would save then
     """
     model = tuned.loaded.model
     device = pick_device() if is_on(run) else model.device
@@ -154,22 +158,48 @@ def _attention_for(tuned: Tuned, longest: int, run: Run, packed: bool) -> tuple[
     if way == "apart":
         try:
             keep_documents_apart(model, kept, longest)
-            return ["packed rows: tried on this model, no example sees another"], True
         except BadInput as error:
-            if run.training.packing is True:
+            if run.training.packing is True or run.training.share_prefixes is True:
                 raise
-            said, _ = _attention_for(tuned, longest, run, packed=False)
-            return [f"rows are padded and not packed: {error.what}", *said], False
+            padded = _attention_for(tuned, longest, run, False, shared)
+            return replace(padded, said=[f"rows are padded and not packed: {error.what}", *padded.said])
+        said, sharing = _sharing_for(model, longest, run, shared)
+        return Attention(["packed rows: tried on this model, no example sees another", *said], True, sharing)
     if way == "rows":
         try:
             keep_documents_apart(model, kept, longest)
-            return ["attention is computed row by row by compiled code, tried on this model"], False
+            return Attention(["attention is computed row by row by compiled code, tried on this model"], False, False)
         except BadInput:  # a family that computes attention in its own way
             way, kept = scores_way(text, run, longest)
     if way == "eager":
         model.set_attn_implementation("eager")
-        return [f"attention scores are kept (at most {kept / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"], False
-    return [], False
+        words = f"attention scores are kept (at most {kept / 2**20:,.0f} MiB): faster than flash attention for short rows on a CPU"
+        return Attention([words], False, False)
+    return Attention([], False, False)
+
+
+def may_share(run: Run, shared: float) -> bool:
+    """Whether examples of a packed row are to share their beginnings, which would save `shared` of the tokens, if the model can do it."""
+    asked = run.training.share_prefixes
+    noise = run.method != "full" and run.lora.dropout > 0
+    return run.training.packing is not False and not noise and (asked is True or (asked == "auto" and shared >= LEAST_SAVED))
+
+
+def _sharing_for(model: Any, longest: int, run: Run, shared: float) -> tuple[list[str], bool]:
+    """Whether they do, with its reason. Raises BadInput where the config insists and the model cannot."""
+    if not may_share(run, shared):
+        noise = run.training.share_prefixes == "auto" and shared >= LEAST_SAVED
+        saved = f"{shared:.1%} of the tokens would be saved by shared beginnings, which dropout forbids (lora.dropout: 0)"
+        return ([saved] if noise else []), False
+    why = why_not_shared(model, longest)
+    if why is not None and run.training.share_prefixes is True:
+        raise BadInput(
+            f"examples of this model cannot share their beginnings: {why}", where=f"training.share_prefixes: true, a model of type {model.config.model_type}",
+            fix="training.share_prefixes: auto",
+        )  # fmt: skip
+    if why is not None:
+        return [f"beginnings of examples are not shared: {why}"], False
+    return [f"what examples of a row begin with is computed once, which saves {shared:.1%} of the tokens: tried on this model"], True
 
 
 def attention_way(config: Any, run: Run, longest: int, on_cpu: bool, fused: bool, compute: torch.dtype, packed: bool) -> tuple[str, int]:

@@ -40,6 +40,7 @@ FREE_BUT_FOR_ROUNDING = (
     "training.micro_batch_size",
     "training.micro_batch_tokens",
     "training.packing",
+    "training.share_prefixes",
     "training.gradient_checkpointing",  # where memory allows, attention on a CPU is computed in another way (ready.py)
     "training.sharding",
 )

@@ -16,7 +16,7 @@ Source: Zhao et al. 2023 (arXiv 2304.11277); torch.distributed.fsdp.fully_shard.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,27 +178,41 @@ def as_many_for_all(batches: list[Batch], scored: Scored) -> list[Batch]:
     return [*batches, *[empty_batch() for _ in range(n_missing(scored, len(batches)))]]
 
 
-def nll_of_share(scored: Scored, examples: Sequence[Example], micro_batch_tokens: int, packing: bool) -> tuple[float, int]:
+def nll_of_share(
+    scored: Scored, examples: Sequence[Example], micro_batch_tokens: int, packing: bool, sharing: bool = False
+) -> tuple[float, int]:  # fmt: skip
     """Summed loss and trained tokens of this process's share of the examples."""
     share = examples[distributed.rank() :: distributed.world()]
-    found = nll_of(scored, share, micro_batch_tokens, packing, partial(n_missing, scored))
+    found = nll_of(scored, share, micro_batch_tokens, packing, sharing, partial(n_missing, scored))
     if isinstance(scored, FSDPModule):
         scored.reshard()  # no backward follows: the weights around the layers are whole still, and would be used as they are now
     return found
 
 
-def distribute_attention(run: Run, model: Any, choose: Callable[[], tuple[list[str], bool]]) -> tuple[list[str], bool]:
-    """`choose` tries ways of attention on a model that has weights, and says what it chose; a model without follows the first process."""
+@dataclass(frozen=True)
+class Attention:
+    """The way that was chosen, in words; whether rows are packed, and whether examples of a row share their beginnings."""
+
+    said: list[str]
+    packed: bool
+    sharing: bool
+
+
+def distribute_attention(run: Run, model: Any, choose: Callable[[], Attention]) -> Attention:
+    """`choose` tries ways of attention on a model that has weights. A model without follows the first process; of several with, one that
+    cannot share keeps all from it.
+    """
     if not is_on(run):
-        return choose()
+        found = choose()
+        return replace(found, packed=not largest(int(not found.packed)), sharing=not largest(int(not found.sharing)))
 
-    def chosen() -> tuple[tuple[list[str], bool], str, int | None]:
-        said = choose()
-        return said, model.config.get_text_config()._attn_implementation, getattr(model, "_tunesmith_kept_scores", None)
+    def chosen() -> tuple[dict[str, Any], str, int | None]:
+        found = choose()
+        return asdict(found), model.config.get_text_config()._attn_implementation, getattr(model, "_tunesmith_kept_scores", None)
 
-    said, way, kept_scores = from_first(chosen)
+    words, way, kept_scores = from_first(chosen)
     if distributed.rank() != 0 and kept_scores is not None:
         switch_over(model, kept_scores)
     elif distributed.rank() != 0:
         model.set_attn_implementation(way)
-    return said
+    return Attention(**words)
