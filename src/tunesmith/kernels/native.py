@@ -22,7 +22,7 @@ import torch  # noqa: F401 - its OpenMP library must be in the process before ou
 from tunesmith.errors import BadInput
 
 VARIABLE = "TUNESMITH_KERNELS"
-VERSION = 4  # of the library's signatures: tunesmith_version() in blocks_4bit.c
+VERSION = 5  # of the library's signatures: tunesmith_version() in blocks_4bit.c
 PATHS = ("plain", "AVX2", "AVX-512")  # by the number that the library knows them by
 FORCED = {"c-scalar": 0, "c-avx2": 1}
 
@@ -110,6 +110,7 @@ def _load() -> ctypes.CDLL | str:
     library.tunesmith_attention_forward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 4, pointer]
     library.tunesmith_attention_backward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 5, pointer, *rows * 3]
     library.tunesmith_memory_state.argtypes = [pointer, pointer]
+    library.tunesmith_decode_step.argtypes = [integer, pointer, pointer, long, *[pointer] * 6]
     for name in (
         "dequantize_4bit",
         "quantize_4bit",
