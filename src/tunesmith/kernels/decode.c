@@ -60,7 +60,8 @@ typedef struct { /* of a step, for all threads */
 
 typedef struct { /* of one thread */
     uint32_t *normed, *low; /* pairs: [group][width / 2][16], [group][rank / 2][16] */
-    float *values, *shares; /* [2][head width][16]; [heads of a key][tokens] */
+    float *values, *scores; /* [2][head width][16]; [heads of a key][tokens] */
+    bf16 *shares;           /* [4][tokens] */
     float *most;            /* [group][16]: the largest logit so far, and its word */
     int32_t *word;
 } Own;
@@ -230,74 +231,92 @@ AMX static void one_head(const Step *s, int64_t layer, int64_t unit, const Own *
     }
 }
 
+/* Scores of 16 tokens, queries and keys 32 numbers at a time: keys are turned in registers once for all heads that share them. */
+INTO_CALLER void some_scores(const bf16 *keys, int64_t stride, int64_t n, const bf16 *queries, int64_t width, int64_t n_heads, float *scores, int64_t padded) {
+    uint32_t turned[16 * 16], last[16 * 16];
+    for (int64_t i = 0; i < width; i += 32) {
+        if (n < 16) { /* there may be nothing behind the newest */
+            for (int64_t t = 0; t < 16; t++) memcpy(last + t * 16, keys + (t < n ? t : 0) * stride + i, 64);
+            transpose16(last, 16, turned, 16);
+        } else {
+            transpose16((const uint32_t *)(keys + i), stride / 2, turned, 16);
+        }
+        for (int64_t h = 0; h < n_heads; h++) {
+            const int32_t *query = (const int32_t *)(queries + h * width + i);
+            __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+            if (i) sums[0] = _mm512_loadu_ps(scores + h * padded);
+            for (int k = 0; k < 16; k++)
+                sums[k % 4] = _mm512_dpbf16_ps(sums[k % 4], (__m512bh)_mm512_loadu_si512(turned + k * 16), (__m512bh)_mm512_set1_epi32(query[k]));
+            _mm512_storeu_ps(scores + h * padded, _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+        }
+    }
+}
+
+/* Scores of n tokens → exp(scale (score - largest)) as bfloat16, with zeros up to 16; returns 1 / their sum. */
+INTO_CALLER float softmax(const float *scores, int64_t n, float scale, bf16 *shares) {
+    __m512 most = _mm512_set1_ps(scores[0]), sum = _mm512_setzero_ps();
+    for (int64_t t = 0; t < n; t += 16) {
+        __mmask16 here = n - t >= 16 ? 0xffff : (__mmask16)((1u << (n - t)) - 1);
+        most = _mm512_mask_max_ps(most, here, most, _mm512_loadu_ps(scores + t));
+    }
+    const __m512 by = _mm512_set1_ps(scale), top = _mm512_set1_ps(_mm512_reduce_max_ps(most) * scale);
+    for (int64_t t = 0; t < n; t += 16) {
+        __mmask16 here = n - t >= 16 ? 0xffff : (__mmask16)((1u << (n - t)) - 1);
+        __m512 share = _mm512_maskz_mov_ps(here, exp_ps(_mm512_fmsub_ps(_mm512_loadu_ps(scores + t), by, top)));
+        sum = _mm512_add_ps(sum, share);
+        _mm256_storeu_si256((void *)(shares + t), to_bf16(share));
+    }
+    return 1.0f / _mm512_reduce_add_ps(sum);
+}
+
+/* 32 numbers of what `n_heads` heads see (a constant where this is called): values of two tokens at a time, interleaved for all of them. */
+INTO_CALLER void some_values(const bf16 *values, int64_t stride, int64_t n, const bf16 *shares, int64_t padded, const int n_heads, const float *inverse,
+                             uint32_t *to, int64_t to_stride) {
+    const __m512i low_16 = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high_16 = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    __m512 low[4], high[4];
+    for (int h = 0; h < n_heads; h++) low[h] = high[h] = _mm512_setzero_ps();
+    for (int64_t t = 0; t < n; t += 2, values += 2 * stride) {
+        __m512i first = _mm512_loadu_si512(values), second = _mm512_loadu_si512(values + (t + 1 < n ? stride : 0)); /* the share of what is not there is 0 */
+        __m512i lows = _mm512_unpacklo_epi16(first, second), highs = _mm512_unpackhi_epi16(first, second);
+        for (int h = 0; h < n_heads; h++) {
+            int32_t two;
+            memcpy(&two, shares + h * padded + t, 4);
+            low[h] = _mm512_dpbf16_ps(low[h], (__m512bh)lows, (__m512bh)_mm512_set1_epi32(two));
+            high[h] = _mm512_dpbf16_ps(high[h], (__m512bh)highs, (__m512bh)_mm512_set1_epi32(two));
+        }
+    }
+    for (int h = 0; h < n_heads; h++) {
+        const __m512 by = _mm512_set1_ps(inverse[h]);
+        bf16 answer[32];
+        _mm256_storeu_si256((void *)answer, to_bf16(_mm512_mul_ps(_mm512_permutex2var_ps(low[h], low_16, high[h]), by)));
+        _mm256_storeu_si256((void *)(answer + 16), to_bf16(_mm512_mul_ps(_mm512_permutex2var_ps(low[h], high_16, high[h]), by)));
+        for (int64_t k = 0; k < 16; k++) memcpy(to + h * to_stride + k * GROUP, answer + 2 * k, 4);
+    }
+}
+
 /* What the heads that share one head of keys see of one row's past. */
-AMX static void attend(const Step *s, int64_t layer, int64_t key_head, int64_t row, float *shares) {
+AMX static void attend(const Step *s, int64_t layer, int64_t key_head, int64_t row, const Own *own) {
     const Decoder *d = s->d;
     const int64_t width = d->head_width, stride = d->key_heads * width, n = s->position[row] + 1, padded = up(n, 16), sharing = d->heads / d->key_heads;
-    const int64_t start = ((layer * s->past->n_places + s->first[row]) * d->key_heads + key_head) * width;
+    const int64_t start = ((layer * s->past->n_places + s->first[row]) * d->key_heads + key_head) * width, head = key_head * sharing;
     const bf16 *keys = s->past->keys + start, *values = s->past->values + start;
-    const bf16 *queries = s->queries + (row * d->heads + key_head * sharing) * width;
-    uint32_t turned[16 * 16]; /* 32 numbers of 16 keys, as pairs */
-    for (int64_t h = 0; h < sharing * padded; h += 16) _mm512_storeu_ps(shares + h, _mm512_setzero_ps());
-    for (int64_t t = 0; t < n; t += 16)
+    for (int64_t t = 0; t < n; t += 16) {
+        for (int64_t k = t; k < t + 16; k++) /* values are needed soon, and so are the next keys */
+            for (int64_t i = 0; i < width; i += 32) _mm_prefetch((const char *)(values + k * stride + i), _MM_HINT_T0), _mm_prefetch((const char *)(keys + (k + 16) * stride + i), _MM_HINT_T0);
+        some_scores(keys + t * stride, stride, n - t, s->queries + (row * d->heads + head) * width, width, sharing, own->scores + t, padded);
+    }
+    for (int64_t h = 0; h < sharing; h += 4) {
+        float inverse[4];
+        const int64_t n_heads = sharing - h < 4 ? sharing - h : 4;
+        for (int64_t k = 0; k < n_heads; k++) inverse[k] = softmax(own->scores + (h + k) * padded, n, d->scale, own->shares + k * padded);
+        uint32_t *to = s->seen + ((row / GROUP) * (d->heads * width / 2) + (head + h) * width / 2) * GROUP + row % GROUP;
         for (int64_t i = 0; i < width; i += 32) {
-            uint32_t last[16 * 16];
-            const uint32_t *from = (const uint32_t *)(keys + t * stride + i);
-            if (t + 16 > n) { /* there may be nothing behind the newest */
-                for (int64_t k = 0; k < 16; k++) memcpy(last + k * 16, keys + (t + k < n ? t + k : t) * stride + i, 64);
-                transpose16(last, 16, turned, 16);
-            } else {
-                transpose16(from, stride / 2, turned, 16);
-            }
-            for (int64_t h = 0; h < sharing; h++) {
-                const int32_t *query = (const int32_t *)(queries + h * width + i);
-                __m512 a = _mm512_loadu_ps(shares + h * padded + t), b = _mm512_setzero_ps(), c = b, e = b;
-                for (int k = 0; k < 16; k += 4) {
-                    a = _mm512_dpbf16_ps(a, (__m512bh)_mm512_loadu_si512(turned + k * 16), (__m512bh)_mm512_set1_epi32(query[k]));
-                    b = _mm512_dpbf16_ps(b, (__m512bh)_mm512_loadu_si512(turned + (k + 1) * 16), (__m512bh)_mm512_set1_epi32(query[k + 1]));
-                    c = _mm512_dpbf16_ps(c, (__m512bh)_mm512_loadu_si512(turned + (k + 2) * 16), (__m512bh)_mm512_set1_epi32(query[k + 2]));
-                    e = _mm512_dpbf16_ps(e, (__m512bh)_mm512_loadu_si512(turned + (k + 3) * 16), (__m512bh)_mm512_set1_epi32(query[k + 3]));
-                }
-                _mm512_storeu_ps(shares + h * padded + t, _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, e)));
-            }
-        }
-    for (int64_t h = 0; h < sharing; h++) {
-        float *share = shares + h * padded;
-        __m512 most = _mm512_set1_ps(share[0]);
-        for (int64_t t = 0; t < n; t += 16) {
-            __mmask16 here = n - t >= 16 ? 0xffff : (__mmask16)((1u << (n - t)) - 1);
-            most = _mm512_mask_max_ps(most, here, most, _mm512_loadu_ps(share + t));
-        }
-        const __m512 scale = _mm512_set1_ps(d->scale), top = _mm512_set1_ps(_mm512_reduce_max_ps(most) * d->scale);
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t t = 0; t < n; t += 16) {
-            __mmask16 here = n - t >= 16 ? 0xffff : (__mmask16)((1u << (n - t)) - 1);
-            __m512 e = _mm512_maskz_mov_ps(here, exp_ps(_mm512_fmsub_ps(_mm512_loadu_ps(share + t), scale, top)));
-            sum = _mm512_add_ps(sum, e);
-            _mm512_storeu_ps(share + t, e);
-        }
-        const __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
-        uint32_t *to = s->seen + ((row / GROUP) * (d->heads * width / 2) + (key_head * sharing + h) * width / 2) * GROUP + row % GROUP;
-        for (int64_t i = 0; i < width; i += 32) {
-            __m512 a = _mm512_setzero_ps(), b = a, c = a, e = a;
-            const bf16 *value = values + i;
-            int64_t t = 0;
-            for (; t + 2 <= n; t += 2, value += 2 * stride) {
-                __m512 by = _mm512_set1_ps(share[t]), by_next = _mm512_set1_ps(share[t + 1]);
-                a = _mm512_fmadd_ps(by, to_float(_mm256_loadu_si256((const void *)value)), a);
-                b = _mm512_fmadd_ps(by, to_float(_mm256_loadu_si256((const void *)(value + 16))), b);
-                c = _mm512_fmadd_ps(by_next, to_float(_mm256_loadu_si256((const void *)(value + stride))), c);
-                e = _mm512_fmadd_ps(by_next, to_float(_mm256_loadu_si256((const void *)(value + stride + 16))), e);
-            }
-            if (t < n) {
-                __m512 by = _mm512_set1_ps(share[t]);
-                a = _mm512_fmadd_ps(by, to_float(_mm256_loadu_si256((const void *)value)), a);
-                b = _mm512_fmadd_ps(by, to_float(_mm256_loadu_si256((const void *)(value + 16))), b);
-            }
-            bf16 answer[32];
-            _mm256_storeu_si256((void *)answer, to_bf16(_mm512_mul_ps(_mm512_add_ps(a, c), inverse)));
-            _mm256_storeu_si256((void *)(answer + 16), to_bf16(_mm512_mul_ps(_mm512_add_ps(b, e), inverse)));
-            for (int64_t k = 0; k < 16; k++) memcpy(to + (i / 2 + k) * GROUP, answer + 2 * k, 4);
+#define OF(n_heads) some_values(values + i, stride, n, own->shares, padded, n_heads, inverse, to + i / 2 * GROUP, width / 2 * GROUP)
+            if (n_heads == 1) OF(1);
+            else if (n_heads == 2) OF(2);
+            else if (n_heads == 3) OF(3);
+            else OF(4);
         }
     }
 }
@@ -390,7 +409,8 @@ AMX static int64_t own_bytes(const Decoder *d, int64_t n_groups, int64_t longest
     char *begin = at;
     int64_t columns = n_groups * GROUP;
     own->normed = take(&at, columns * d->width * 2), own->low = take(&at, columns * d->most_rank * 2);
-    own->values = take(&at, 2 * GROUP * d->head_width * 4), own->shares = take(&at, d->heads / d->key_heads * up(longest, 16) * 4);
+    own->values = take(&at, 2 * GROUP * d->head_width * 4), own->scores = take(&at, d->heads / d->key_heads * up(longest, 16) * 4);
+    own->shares = take(&at, 4 * up(longest, 16) * 2);
     own->most = take(&at, columns * 4), own->word = take(&at, columns * 4);
     return at - begin;
 }
@@ -423,7 +443,7 @@ int tunesmith_decode_step(int threads, const Decoder *d, const Past *past, int64
 #pragma omp for schedule(static)
             for (int64_t unit = 0; unit < d->heads + 2 * d->key_heads; unit++) one_head(&s, layer, unit, &own);
 #pragma omp for schedule(static)
-            for (int64_t unit = 0; unit < d->key_heads * n_rows; unit++) attend(&s, layer, unit / n_rows, unit % n_rows, own.shares);
+            for (int64_t unit = 0; unit < d->key_heads * n_rows; unit++) attend(&s, layer, unit / n_rows, unit % n_rows, &own);
             thin(&s, &l->of_out, attended, s.seen, own.low);
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < d->width; i += 32) add_to_trunk(&s, &l->out, &l->of_out, i, attended, s.seen, &own);
