@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels import native
-from tunesmith.kernels.decode import Cache, Layer, Projection, Step, Trunk, fits, logits, read, step_reference
+from tunesmith.kernels.decode import Cache, Layer, Projection, Step, Trunk, step_reference
 
 needs_amx = pytest.mark.skipif(native.compiled() is None or not native.compiled().has_amx, reason="a CPU without AMX")
 

@@ -215,7 +215,8 @@ class Step:
     """`step_reference` in one call, and the largest logit with it; holds the tensors that the library reads."""
 
     def __init__(self, native: Compiled, trunk: Trunk) -> None:
-        self.native, self.held = native, [trunk]
+        self.native = native
+        self.held: list[Any] = [trunk]
         layers = (_Layer * len(trunk.layers))(*(self._layer(own) for own in trunk.layers))
         most_rank = max(thin.rank for own in layers for thin in (own.of_attention, own.of_out, own.of_mlp, own.of_down))
         [head], _ = self._projections(trunk.head)
@@ -280,7 +281,11 @@ class Step:
 def fits(trunk: Trunk) -> bool:
     """Whether all of it is contiguous bfloat16 on the CPU, in whole tiles and of one shape in all layers."""
     tensors = [t for own in trunk.layers for t in _tensors(own)] + [trunk.last_norm, *_tensors(trunk.head)]
-    whole = [trunk.head_width, *(p.weight_NK.shape[1] for own in trunk.layers for p in _projections(own)), *(own.gate.weight_NK.shape[0] for own in trunk.layers)]
+    whole = [
+        trunk.head_width,
+        *(p.weight_NK.shape[1] for own in trunk.layers for p in _projections(own)),
+        *(own.gate.weight_NK.shape[0] for own in trunk.layers),
+    ]
     return (
         all(t.device.type == "cpu" and t.dtype == torch.bfloat16 and t.is_contiguous() for t in tensors)
         and all(n % TILE == 0 for n in whole)
