@@ -63,10 +63,10 @@ def past(trunk: Trunk, dtype: torch.dtype, n_rows: int, turned: int) -> tuple[Te
     places = torch.randperm(n_rows, generator=generator)
     first_B = places * POSITIONS
     cache = Cache.empty(in_dtype(trunk, dtype), n_rows * POSITIONS)
-    cache.keys_LPGW.copy_(draw(*cache.keys_LPGW.shape)), cache.values_LPGW.copy_(draw(*cache.values_LPGW.shape))
+    cache.keys_LGPW.copy_(draw(*cache.keys_LGPW.shape)), cache.values_LGPW.copy_(draw(*cache.values_LGPW.shape))
     for first, position in zip(first_B.tolist(), position_B.tolist(), strict=True):
-        for held in (cache.keys_LPGW, cache.values_LPGW):
-            held[:, first + position : first + POSITIONS] = torch.nan
+        for held in (cache.keys_LGPW, cache.values_LGPW):
+            held[:, :, first + position : first + POSITIONS] = torch.nan
     angle_TR = torch.arange(POSITIONS)[:, None] * (0.3 ** torch.arange(turned // 2)).repeat(2)
     return draw(n_rows, WIDTH), cache, first_B, position_B, *(f(angle_TR).to(torch.bfloat16).to(dtype) for f in (torch.cos, torch.sin))
 
@@ -95,7 +95,7 @@ def test_a_compiled_step_is_nearer_to_float64_than_torch_in_bfloat16(kind, n_row
     assert off <= allowed
     assert torch.equal(found.word_B, found.logits_BV.argmax(-1))
     assert torch.equal(found.most_B, found.logits_BV.amax(-1))
-    for exact, own, reference in zip(*((p[1].keys_LPGW, p[1].values_LPGW) for p in (exact_past, own_past, torch_past)), strict=True):
+    for exact, own, reference in zip(*((p[1].keys_LGPW, p[1].values_LGPW) for p in (exact_past, own_past, torch_past)), strict=True):
         assert torch.equal(own.isnan(), exact.isnan())  # the newest tokens are there, and nothing else was written
         off, allowed = ((side - exact).nan_to_num().norm() for side in (own, reference))
         assert off <= 1.1 * allowed  # both are rounded to bfloat16 at the end

@@ -96,8 +96,8 @@ class Decoding:
         first_B = stretch_B.cumsum(0) - stretch_B
         cache = Cache.empty(self.trunk, int(stretch_B.sum()))
         for to, at, n in zip(first_B.tolist(), self.first_B.tolist(), held_B.tolist(), strict=True):
-            cache.keys_LPGW[:, to : to + n] = self.cache.keys_LPGW[:, at : at + n]
-            cache.values_LPGW[:, to : to + n] = self.cache.values_LPGW[:, at : at + n]
+            cache.keys_LGPW[:, :, to : to + n] = self.cache.keys_LGPW[:, :, at : at + n]
+            cache.values_LGPW[:, :, to : to + n] = self.cache.values_LGPW[:, :, at : at + n]
         self.cache, self.first_B, self.free = cache, first_B, GROWTH
 
 

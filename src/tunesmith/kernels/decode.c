@@ -42,7 +42,7 @@ typedef struct {
 } Decoder;
 
 typedef struct { /* where the tokens before these ones are, and how the newest are turned */
-    bf16 *keys, *values;      /* [layers][places][key heads][head width] */
+    bf16 *keys, *values;      /* [layers][key heads][places][head width] */
     int64_t n_places, turned; /* turned: numbers of a head that have a position */
     const bf16 *cos, *sin;    /* [positions][turned] */
 } Past;
@@ -224,22 +224,22 @@ AMX static void one_head(const Step *s, int64_t layer, int64_t unit, const Own *
         bf16 *to[GROUP], *kept = is_value ? s->past->values : s->past->keys;
         int64_t n_rows = s->n_rows - g * GROUP < GROUP ? s->n_rows - g * GROUP : GROUP;
         for (int64_t r = 0; r < n_rows; r++) {
-            int64_t row = g * GROUP + r, place = layer * s->past->n_places + s->first[row] + s->position[row];
-            to[r] = is_query ? s->queries + (row * d->heads + head) * width : kept + (place * d->key_heads + head) * width;
+            int64_t row = g * GROUP + r, place = (layer * d->key_heads + head) * s->past->n_places + s->first[row] + s->position[row];
+            to[r] = is_query ? s->queries + (row * d->heads + head) * width : kept + place * width;
         }
         rows_of(x, width, n_rows, to);
     }
 }
 
 /* Scores of 16 tokens, queries and keys 32 numbers at a time: keys are turned in registers once for all heads that share them. */
-INTO_CALLER void some_scores(const bf16 *keys, int64_t stride, int64_t n, const bf16 *queries, int64_t width, int64_t n_heads, float *scores, int64_t padded) {
+INTO_CALLER void some_scores(const bf16 *keys, int64_t n, const bf16 *queries, int64_t width, int64_t n_heads, float *scores, int64_t padded) {
     uint32_t turned[16 * 16], last[16 * 16];
     for (int64_t i = 0; i < width; i += 32) {
         if (n < 16) { /* there may be nothing behind the newest */
-            for (int64_t t = 0; t < 16; t++) memcpy(last + t * 16, keys + (t < n ? t : 0) * stride + i, 64);
+            for (int64_t t = 0; t < 16; t++) memcpy(last + t * 16, keys + (t < n ? t : 0) * width + i, 64);
             transpose16(last, 16, turned, 16);
         } else {
-            transpose16((const uint32_t *)(keys + i), stride / 2, turned, 16);
+            transpose16((const uint32_t *)(keys + i), width / 2, turned, 16);
         }
         for (int64_t h = 0; h < n_heads; h++) {
             const int32_t *query = (const int32_t *)(queries + h * width + i);
@@ -270,14 +270,14 @@ INTO_CALLER float softmax(const float *scores, int64_t n, float scale, bf16 *sha
 }
 
 /* 32 numbers of what `n_heads` heads see (a constant where this is called): values of two tokens at a time, interleaved for all of them. */
-INTO_CALLER void some_values(const bf16 *values, int64_t stride, int64_t n, const bf16 *shares, int64_t padded, const int n_heads, const float *inverse,
+INTO_CALLER void some_values(const bf16 *values, int64_t width, int64_t n, const bf16 *shares, int64_t padded, const int n_heads, const float *inverse,
                              uint32_t *to, int64_t to_stride) {
     const __m512i low_16 = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i high_16 = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
     __m512 low[4], high[4];
     for (int h = 0; h < n_heads; h++) low[h] = high[h] = _mm512_setzero_ps();
-    for (int64_t t = 0; t < n; t += 2, values += 2 * stride) {
-        __m512i first = _mm512_loadu_si512(values), second = _mm512_loadu_si512(values + (t + 1 < n ? stride : 0)); /* the share of what is not there is 0 */
+    for (int64_t t = 0; t < n; t += 2, values += 2 * width) {
+        __m512i first = _mm512_loadu_si512(values), second = _mm512_loadu_si512(values + (t + 1 < n ? width : 0)); /* the share of what is not there is 0 */
         __m512i lows = _mm512_unpacklo_epi16(first, second), highs = _mm512_unpackhi_epi16(first, second);
         for (int h = 0; h < n_heads; h++) {
             int32_t two;
@@ -298,13 +298,12 @@ INTO_CALLER void some_values(const bf16 *values, int64_t stride, int64_t n, cons
 /* What the heads that share one head of keys see of one row's past. */
 AMX static void attend(const Step *s, int64_t layer, int64_t key_head, int64_t row, const Own *own) {
     const Decoder *d = s->d;
-    const int64_t width = d->head_width, stride = d->key_heads * width, n = s->position[row] + 1, padded = up(n, 16), sharing = d->heads / d->key_heads;
-    const int64_t start = ((layer * s->past->n_places + s->first[row]) * d->key_heads + key_head) * width, head = key_head * sharing;
+    const int64_t width = d->head_width, n = s->position[row] + 1, padded = up(n, 16), sharing = d->heads / d->key_heads;
+    const int64_t start = ((layer * d->key_heads + key_head) * s->past->n_places + s->first[row]) * width, head = key_head * sharing;
     const bf16 *keys = s->past->keys + start, *values = s->past->values + start;
     for (int64_t t = 0; t < n; t += 16) {
-        for (int64_t k = t; k < t + 16; k++) /* values are needed soon, and so are the next keys */
-            for (int64_t i = 0; i < width; i += 32) _mm_prefetch((const char *)(values + k * stride + i), _MM_HINT_T0), _mm_prefetch((const char *)(keys + (k + 16) * stride + i), _MM_HINT_T0);
-        some_scores(keys + t * stride, stride, n - t, s->queries + (row * d->heads + head) * width, width, sharing, own->scores + t, padded);
+        for (int64_t i = 0; i < 16 * width; i += 32) _mm_prefetch((const char *)(values + t * width + i), _MM_HINT_T0); /* they are needed soon */
+        some_scores(keys + t * width, n - t, s->queries + (row * d->heads + head) * width, width, sharing, own->scores + t, padded);
     }
     for (int64_t h = 0; h < sharing; h += 4) {
         float inverse[4];
@@ -312,7 +311,7 @@ AMX static void attend(const Step *s, int64_t layer, int64_t key_head, int64_t r
         for (int64_t k = 0; k < n_heads; k++) inverse[k] = softmax(own->scores + (h + k) * padded, n, d->scale, own->shares + k * padded);
         uint32_t *to = s->seen + ((row / GROUP) * (d->heads * width / 2) + (head + h) * width / 2) * GROUP + row % GROUP;
         for (int64_t i = 0; i < width; i += 32) {
-#define OF(n_heads) some_values(values + i, stride, n, own->shares, padded, n_heads, inverse, to + i / 2 * GROUP, width / 2 * GROUP)
+#define OF(n_heads) some_values(values + i, width, n, own->shares, padded, n_heads, inverse, to + i / 2 * GROUP, width / 2 * GROUP)
             if (n_heads == 1) OF(1);
             else if (n_heads == 2) OF(2);
             else if (n_heads == 3) OF(3);

@@ -77,15 +77,15 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values [layers, places, key heads, head width]."""
+    """Keys and values [layers, key heads, places, head width]."""
 
-    keys_LPGW: Tensor
-    values_LPGW: Tensor
+    keys_LGPW: Tensor
+    values_LGPW: Tensor
 
     @classmethod
     def empty(cls, trunk: Trunk, n_places: int) -> "Cache":
         like = trunk.last_norm
-        keys, values = (like.new_empty(len(trunk.layers), n_places, trunk.key_heads, trunk.head_width) for _ in range(2))
+        keys, values = (like.new_empty(len(trunk.layers), trunk.key_heads, n_places, trunk.head_width) for _ in range(2))
         return cls(keys, values)
 
 
@@ -118,8 +118,8 @@ def read(trunk: Trunk, x_MD: Tensor, cache: Cache, place_M: Tensor, starts: Tens
     """Whole prompts, which begin at `starts` (kernels/causal_attention.py), into their places; returns the last layer's answer of all tokens."""
 
     def attend(number: int, q_MHW: Tensor, k_MGW: Tensor, v_MGW: Tensor) -> Tensor:
-        cache.keys_LPGW[number].index_copy_(0, place_M, k_MGW)
-        cache.values_LPGW[number].index_copy_(0, place_M, v_MGW)
+        cache.keys_LGPW[number].index_copy_(1, place_M, k_MGW.transpose(0, 1))
+        cache.values_LGPW[number].index_copy_(1, place_M, v_MGW.transpose(0, 1))
         return causal_attention(q_MHW, k_MGW, v_MGW, starts, trunk.scale)[0]
 
     for number in range(len(trunk.layers)):
@@ -145,11 +145,11 @@ def step_reference(
     stretches = [slice(first, place + 1) for first, place in zip(first_B.tolist(), place_B.tolist(), strict=True)]
 
     def attend(number: int, q_BHW: Tensor, k_BGW: Tensor, v_BGW: Tensor) -> Tensor:
-        keys_PGW, values_PGW = cache.keys_LPGW[number], cache.values_LPGW[number]
-        keys_PGW[place_B], values_PGW[place_B] = k_BGW, v_BGW
+        keys_GPW, values_GPW = cache.keys_LGPW[number], cache.values_LGPW[number]
+        keys_GPW[:, place_B], values_GPW[:, place_B] = k_BGW.transpose(0, 1), v_BGW.transpose(0, 1)
         seen = []
         for query_HW, own in zip(q_BHW, stretches, strict=True):
-            key_GNW, value_GNW = keys_PGW[own].transpose(0, 1), values_PGW[own].transpose(0, 1)
+            key_GNW, value_GNW = keys_GPW[:, own], values_GPW[:, own]
             query_GSW = query_HW.view(trunk.key_heads, -1, trunk.head_width)  # neighbouring heads share a key
             share_GSN = torch.softmax((query_GSW @ key_GNW.mT).to(torch.promote_types(x_BD.dtype, torch.float32)) * trunk.scale, -1)
             seen.append((share_GSN.to(x_BD.dtype) @ value_GNW).flatten(0, 1))
@@ -241,7 +241,7 @@ class Step:
         """As step_reference."""
         x_BD, n = x_BD.contiguous(), len(x_BD)
         answer = Next(first_B.new_empty(n), torch.empty(n), torch.empty(n, self.n_words) if all_logits else None)
-        past = _Past(cache.keys_LPGW, cache.values_LPGW, cache.keys_LPGW.shape[1], cos_TR.shape[1], cos_TR, sin_TR)
+        past = _Past(cache.keys_LGPW, cache.values_LGPW, cache.keys_LGPW.shape[2], cos_TR.shape[1], cos_TR, sin_TR)
         failed = self.native.library.tunesmith_decode_step(
             torch.get_num_threads(), ctypes.addressof(self.decoder), ctypes.addressof(past), n, first_B.data_ptr(), position_B.data_ptr(), x_BD.data_ptr(),
             None if answer.logits_BV is None else answer.logits_BV.data_ptr(), answer.word_B.data_ptr(), answer.most_B.data_ptr(),
