@@ -128,14 +128,16 @@ def test_an_answer_does_not_depend_on_the_rows_beside_it_nor_on_when_they_leave(
     assert answers[0] == answers[1] == answers[2]
     assert len({len(answer.ids) for answer in answers[0]}) > 2, "rows should end at different steps"
     assert any(answer.stopped for answer in answers[0])
-    assert list(stream(built("qwen3", True)[torch.bfloat16], PROMPTS[0], max_new_tokens=N_NEW, stop_ids=stop_ids, **how)) == answers[0][0].ids
+    assert (
+        list(stream(built("qwen3", True)[torch.bfloat16], PROMPTS[0], max_new_tokens=N_NEW, stop_ids=stop_ids, **how)) == answers[0][0].ids
+    )
 
 
 @needs_amx
 def test_drawn_tokens_are_those_that_the_models_own_logits_would_have_drawn(monkeypatch):
     """The same random numbers, one a token; a few draws fall between two tokens and may go either way."""
     model, how = built("llama")[torch.bfloat16], {"max_new_tokens": 2, "stop_ids": NO_STOP, "temperature": 1.0}
-    many = [prompt + [token] for prompt in PROMPTS for token in range(3, 40)]
+    many = [[*prompt, token] for prompt in PROMPTS for token in range(3, 40)]
     found = [answer.ids for answer in generate(model, many, **how)]
     monkeypatch.setenv(native.VARIABLE, "reference")
     expected = [answer.ids for answer in generate(model, many, **how)]

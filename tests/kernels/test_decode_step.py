@@ -15,7 +15,9 @@ needs_amx = pytest.mark.skipif(native.compiled() is None or not native.compiled(
 WIDTH, FEED_FORWARD, WORDS, POSITIONS = 96, 160, 77, 40  # no multiple of 16 words
 
 
-def random_trunk(heads=3, key_heads=1, head_width=64, rank=0, biases=False, norms_heads=False, offset=0.0, activation="silu", n_layers=2) -> Trunk:
+def random_trunk(
+    heads=3, key_heads=1, head_width=64, rank=0, biases=False, norms_heads=False, offset=0.0, activation="silu", n_layers=2
+) -> Trunk:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, std: float) -> Tensor:
@@ -28,15 +30,15 @@ def random_trunk(heads=3, key_heads=1, head_width=64, rank=0, biases=False, norm
     def norm(n: int) -> Tensor:
         return 1 - offset + draw(n, std=0.2)
 
+    def layer() -> Layer:
+        query, key = projection(n_q, WIDTH), projection(n_k, WIDTH, rank and rank + 30)
+        value, out = projection(n_k, WIDTH, 0), projection(WIDTH, n_q)
+        gate, up, down = projection(FEED_FORWARD, WIDTH), projection(FEED_FORWARD, WIDTH, 0), projection(WIDTH, FEED_FORWARD)
+        query_norm, key_norm = (norm(head_width) if norms_heads else None for _ in range(2))
+        return Layer(norm(WIDTH), query, key, value, query_norm, key_norm, out, norm(WIDTH), gate, up, down)
+
     n_q, n_k = heads * head_width, key_heads * head_width
-    layers = tuple(
-        Layer(
-            norm(WIDTH), projection(n_q, WIDTH), projection(n_k, WIDTH, rank and rank + 30), projection(n_k, WIDTH, 0), norm(head_width) if norms_heads else None,
-            norm(head_width) if norms_heads else None, projection(WIDTH, n_q), norm(WIDTH), projection(FEED_FORWARD, WIDTH),
-            projection(FEED_FORWARD, WIDTH, 0), projection(WIDTH, FEED_FORWARD),
-        )
-        for _ in range(n_layers)
-    )  # fmt: skip
+    layers = tuple(layer() for _ in range(n_layers))
     return Trunk(heads, key_heads, head_width, head_width**-0.5, 1e-5, offset, activation, layers, norm(WIDTH), projection(WORDS, WIDTH, 0))
 
 

@@ -37,7 +37,7 @@ typedef struct {
     int64_t n_layers, width, feed_forward, heads, key_heads, head_width, n_words, activation, most_rank;
     float scale, epsilon, offset, unused;
     const Layer *layers;
-    const bf16 *final_norm;
+    const bf16 *last_norm;
     Projection head;
 } Decoder;
 
@@ -453,7 +453,7 @@ int tunesmith_decode_step(int threads, const Decoder *d, const Past *past, int64
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < d->width; i += 32) add_to_trunk(&s, &l->down, &l->of_down, i, d->feed_forward, s.inner, &own);
         }
-        norm(&s, d->final_norm, own.normed);
+        norm(&s, d->last_norm, own.normed);
 #pragma omp for schedule(static) nowait
         for (int64_t block = 0; block < (d->n_words + 31) / 32; block++) /* the last one ends with the last word */
             some_logits(&s, block * 32 + 32 <= d->n_words ? block * 32 : d->n_words - 32, &own);

@@ -1,11 +1,11 @@
 """One token for each row of a batch through a whole decoder: what an answer consists of, many times over.
 
-    cache = Cache.empty(trunk, places)                              # keys and values of all layers, a stretch of places for each row
-    hidden_MD = read(trunk, x_MD, cache, place_M, starts, cos_MR, sin_MR)                    # whole prompts, one after another
-    step = Step.of(trunk)                                           # compiled, or None
-    word_B = step(x_BD, cache, first_B, position_B, cos_TR, sin_TR).word_B     # the same as step_reference(trunk, …), and its largest logit
+    cache = Cache.empty(trunk, n_places)
+    hidden_MD = read(trunk, x_MD, cache, place_M, starts, cos_MR, sin_MR)      # whole prompts, one after another
+    step = Step.of(trunk)                                                      # None where there is no library for it
+    word_B = step(x_BD, cache, first_B, position_B, cos_TR, sin_TR).word_B     # one token more: the likeliest of step_reference(trunk, …)
 
-The cache is one run of places per layer, and each row has a stretch of its own there: places first[b] to first[b] + position[b] hold row b.
+The cache is one run of places per layer and head of keys, and each row has a stretch of its own there: places first[b] to first[b] + position[b] hold row b.
 So there is no padding, rows of any length stand side by side, and a row that leaves takes nothing along.
 
 `layer` is the arithmetic, of whole prompts as of single tokens. A step that goes through it waits for some hundred small operations; compiled
@@ -280,14 +280,12 @@ class Step:
 
 def fits(trunk: Trunk) -> bool:
     """Whether all of it is contiguous bfloat16 on the CPU, in whole tiles and of one shape in all layers."""
+    projections = [p for own in trunk.layers for p in _projections(own)]
     tensors = [t for own in trunk.layers for t in _tensors(own)] + [trunk.last_norm, *_tensors(trunk.head)]
-    whole = [
-        trunk.head_width,
-        *(p.weight_NK.shape[1] for own in trunk.layers for p in _projections(own)),
-        *(own.gate.weight_NK.shape[0] for own in trunk.layers),
-    ]
+    whole = {trunk.head_width} | {n for p in projections for n in p.weight_NK.shape}
     return (
-        all(t.device.type == "cpu" and t.dtype == torch.bfloat16 and t.is_contiguous() for t in tensors)
+        all(type(t) in (Tensor, nn.Parameter) for t in tensors)  # and not the part of one that this process has
+        and all(t.device.type == "cpu" and t.dtype == torch.bfloat16 and t.is_contiguous() for t in tensors)
         and all(n % TILE == 0 for n in whole)
         and trunk.head.weight_NK.shape[0] >= TILE
         and trunk.head.a_RK is None
