@@ -31,6 +31,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/dequantize.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/optimizer.py

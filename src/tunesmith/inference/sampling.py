@@ -49,6 +49,16 @@ def nucleus(probabilities_BV: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probabilities_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV < top_p)
 
 
+def must_be_finite(most: Tensor) -> None:
+    """`most`: the largest logit of each row, NaN where one is; TunesmithError if any is not finite."""
+    if not bool(most.isfinite().all()):
+        raise TunesmithError(
+            "the model's logits are not finite",
+            where="while choosing the next token",
+            fix='check the weights and those of the adapter; if they were loaded as float16, use dtype "bfloat16" or "float32"',
+        )
+
+
 def sample(logits_BV: Tensor, temperature: float, top_p: float, generators: Sequence[torch.Generator]) -> Tensor:
     """The next token of each row, int64 [B].
 
@@ -59,12 +69,7 @@ def sample(logits_BV: Tensor, temperature: float, top_p: float, generators: Sequ
     """
     logits_BV = logits_BV.float()
     best_B1 = logits_BV.amax(dim=-1, keepdim=True)  # NaN if any logit is NaN
-    if not bool(best_B1.isfinite().all()):
-        raise TunesmithError(
-            "the model's logits are not finite",
-            where="while choosing the next token",
-            fix='check the weights and those of the adapter; if they were loaded as float16, use dtype "bfloat16" or "float32"',
-        )
+    must_be_finite(best_B1)
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     # the largest is subtracted first: dividing by a tiny temperature would otherwise give inf - inf

@@ -113,6 +113,7 @@ def _load() -> ctypes.CDLL | str:
     library.tunesmith_thin_products.argtypes = [integer, long, long, pointer, integer]
     library.tunesmith_thin_gradients.argtypes = [integer, long, long, pointer]
     library.tunesmith_memory_state.argtypes = [pointer, pointer]
+    library.tunesmith_decode_step.argtypes = [integer, pointer, pointer, long, *[pointer] * 6]
     for name in (
         "dequantize_4bit",
         "quantize_4bit",

@@ -423,8 +423,8 @@ def fused_forms(model: nn.Module) -> dict[str, Form]:
 
 
 @torch.no_grad()
-def form_of(layer: nn.Module) -> Form | None:
-    """What the layer's modules say of themselves; None where they are others."""
+def form_of(layer: nn.Module, linear_types: tuple[type[nn.Module], ...] = (LoraLinear,)) -> Form | None:
+    """What the layer's modules say of themselves; None where they are others, or its projections of other types."""
     attention, mlp = layer._modules["self_attn"], layer._modules["mlp"]
     assert attention is not None and mlp is not None
     norms_heads = "q_norm" in attention._modules
@@ -438,7 +438,7 @@ def form_of(layer: nn.Module) -> Form | None:
         "k_norm",
         "act_fn",
     }
-    if others or not all(isinstance(child, LoraLinear) for child in linear.values()):
+    if others or not all(isinstance(child, linear_types) for child in linear.values()):
         return None
     norms = [layer._modules[name] for name in ("input_layernorm", "post_attention_layernorm")]
     norms += [attention._modules.get(name) for name in ("q_norm", "k_norm")] if norms_heads else []
@@ -451,8 +451,8 @@ def form_of(layer: nn.Module) -> Form | None:
     if len(forms) != 1 or None in forms or not isinstance(width, int) or not isinstance(scale, float) or activation is None:
         return None
     [(epsilon, offset)] = forms  # type: ignore[misc]
-    frozen: Any = {name: child.frozen for name, child in linear.items() if isinstance(child, LoraLinear)}
-    heads, key_heads = frozen["q_proj"].n_outputs / width, frozen["k_proj"].n_outputs / width
+    projections: Any = linear
+    heads, key_heads = projections["q_proj"].weight.shape[0] / width, projections["k_proj"].weight.shape[0] / width
     if norms_heads and any(norm is None or norm.weight.shape != (width,) for norm in norms[2:]):  # of all heads at once (OLMo 2)
         return None
     if heads != int(heads) or key_heads != int(key_heads) or heads % key_heads:
