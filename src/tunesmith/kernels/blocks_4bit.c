@@ -22,7 +22,7 @@
 #endif
 
 /* Raised with every change of a signature here or in another file of the library; native.py refuses a library of another version (an editable install not rebuilt). */
-int tunesmith_version(void) { return 4; }
+int tunesmith_version(void) { return 5; }
 
 /* Sixteen levels in the order of their size, with the code of each; bounds[i] lies between level i and i + 1, the last is unused. */
 typedef struct {

@@ -22,7 +22,7 @@ import torch  # noqa: F401 - its OpenMP library must be in the process before ou
 from tunesmith.errors import BadInput
 
 VARIABLE = "TUNESMITH_KERNELS"
-VERSION = 4  # of the library's signatures: tunesmith_version() in blocks_4bit.c
+VERSION = 5  # of the library's signatures: tunesmith_version() in blocks_4bit.c
 PATHS = ("plain", "AVX2", "AVX-512")  # by the number that the library knows them by
 FORCED = {"c-scalar": 0, "c-avx2": 1}
 
@@ -101,9 +101,9 @@ def _load() -> ctypes.CDLL | str:
     library.tunesmith_dequantize_4bit.argtypes = [integer, integer, *shape, *[pointer] * 6, number, integer, pointer]
     library.tunesmith_quantize_4bit.argtypes = [integer, integer, *shape, pointer, integer, *[pointer] * 4]
     library.tunesmith_adamw8bit.argtypes = [integer, integer, long, *[pointer] * 13]
-    library.tunesmith_rmsnorm.argtypes = [integer, integer, long, long, number, number, *[pointer] * 6]
-    library.tunesmith_rmsnorm_back.argtypes = [integer, integer, long, long, number, *[pointer] * 7]
-    library.tunesmith_rotary.argtypes = [integer, integer, *[long] * 5, pointer, pointer, pointer, number]
+    library.tunesmith_rmsnorm.argtypes = [integer, integer, long, long, number, number, integer, integer, *[pointer] * 6]
+    library.tunesmith_rmsnorm_back.argtypes = [integer, integer, long, long, number, integer, integer, *[pointer] * 7]
+    library.tunesmith_rotary.argtypes = [integer, integer, *[long] * 5, pointer, pointer, pointer, integer, number]
     library.tunesmith_gate.argtypes = [integer, integer, integer, *shape, pointer, pointer, pointer]
     library.tunesmith_gate_back.argtypes = [integer, integer, integer, *shape, *[pointer] * 5]
     library.tunesmith_cross_entropy.argtypes = [integer, integer, long, long, pointer, pointer, integer, pointer]

@@ -253,9 +253,9 @@ def _build(scene: Scene, fake: FakeTensorMode, n_layers: int) -> _Shapes:
             attach(model, "plan", run.lora, seed=0)
             switch_of(model).active = "plan"
             parameters = adapter_parameters(model, "plan")
+    if scene.on_cpu and (run.method != "full" or scene.compute == torch.bfloat16):
+        fuse_layers(model)
     if run.method != "full":
-        if scene.on_cpu:
-            fuse_layers(model)
         fuse(model)
     if run.training.gradient_checkpointing:
         recompute_activations(model)
