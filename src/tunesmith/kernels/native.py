@@ -109,6 +109,7 @@ def _load() -> ctypes.CDLL | str:
     library.tunesmith_cross_entropy.argtypes = [integer, integer, long, long, pointer, pointer, integer, pointer]
     library.tunesmith_attention_forward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 4, pointer]
     library.tunesmith_attention_backward.argtypes = [integer, pointer, *[long] * 5, number, *rows * 5, pointer, *rows * 3]
+    library.tunesmith_weight_gradient.argtypes = [integer, *shape, *rows * 2, pointer, integer]
     library.tunesmith_memory_state.argtypes = [pointer, pointer]
     for name in (
         "dequantize_4bit",

@@ -53,7 +53,13 @@ INTO_CALLER Floats load_floats(const float *from, int64_t n) {
     return x;
 }
 
-INTO_CALLER void store_floats(float *to, Floats x, int64_t n) { memcpy(to, &x, (n >= LANES ? LANES : n) * sizeof(float)); }
+/* Two copies of sizes that are known where it matters: one of any size is a loop over bytes, slower than all the rest of a row. */
+INTO_CALLER void store_floats(float *to, Floats x, int64_t n) {
+    if (n >= LANES)
+        memcpy(to, &x, sizeof x);
+    else
+        memcpy(to, &x, n * sizeof(float));
+}
 
 /* n of 16 numbers from place `at` on, of float32 where `wide`, which is a constant wherever these are called. */
 INTO_CALLER Floats take(const void *from, int64_t at, int64_t n, int wide) {

@@ -508,7 +508,8 @@ def form_of(layer: nn.Module) -> Form | None:
         "k_norm",
         "act_fn",
     }
-    if others or not all(isinstance(child, LoraLinear) or type(child) is nn.Linear for child in linear.values()):
+    children = list(linear.values())
+    if others or not (all(isinstance(child, LoraLinear) for child in children) or all(type(child) is nn.Linear for child in children)):
         return None
     norms = [layer._modules[name] for name in ("input_layernorm", "post_attention_layernorm")]
     norms += [attention._modules.get(name) for name in ("q_norm", "k_norm")] if norms_heads else []
@@ -611,7 +612,7 @@ def _same(own: Callable[..., Any], fused: Fused, hidden_states: Tensor, **named:
     if fused.parts(x) is None or fused.tokens(x, **named) is None:
         return False
     upstream = torch.linspace(-1, 2, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
-    answers, trained = [], [p for p in fused.layer.parameters() if p.requires_grad]
+    answers, trained = [], [p for name, p in fused.layer.named_parameters() if p.requires_grad and ".adapters." not in name]
     for way in (own, fused):
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
@@ -619,9 +620,14 @@ def _same(own: Callable[..., Any], fused: Fused, hidden_states: Tensor, **named:
         if not isinstance(y, Tensor):
             return False
         dx, *of_trained = torch.autograd.grad(y, [leaf, *trained], upstream)
-        answers.append(((y - x).detach(), dx - upstream, *of_trained))  # without what is carried along, in which a difference would drown
-    return all(_off(found, expected) < AGREEMENT for expected, found in zip(*answers, strict=True))
+        answers.append(((y - x).detach(), dx - upstream, of_trained))  # without what is carried along, in which a difference would drown
+    (y, dx, of_trained), (found_y, found_dx, found_trained) = answers
+    least = 0.01 * max((float(gradient.norm()) for gradient in of_trained), default=0.0)  # of one that is nearly zero noise is all there is
+    return all(_off(*pair) < AGREEMENT for pair in ((found_y, y), (found_dx, dx))) and all(
+        _off(found, expected, least) < AGREEMENT for found, expected in zip(found_trained, of_trained, strict=True)
+    )
 
 
-def _off(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def _off(found: Tensor, expected: Tensor, least: float = 0.0) -> float:
+    """Relative to the size of what is expected, or to `least` where that is more."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=least))
