@@ -114,8 +114,12 @@ AMX static void block(const bf16 *dy, int64_t dy_stride, int64_t n_outputs, int6
     const int64_t steps = panels(n_tokens), size = steps * 2 * TILE;
     float edge[PANEL * PANEL] __attribute__((aligned(64)));
     configure();
-    for (int64_t s = 0; s < steps; s++)
+    for (int64_t s = 0; s < steps; s++) {
+        if (s + 1 < steps)
+            for (int64_t t = (s + 1) * 32; t < n_tokens && t < (s + 2) * 32; t++) /* rows are far apart: no processor guesses the next */
+                for (int64_t c = 0; c < count * PANEL; c += 32) _mm_prefetch((const char *)(dy + t * dy_stride + first * PANEL + c), _MM_HINT_T0);
         pack_left(dy + s * 32 * dy_stride + first * PANEL, dy_stride, n_outputs - first * PANEL, n_tokens - s * 32, count, size, left + s * 2 * TILE);
+    }
     for (int64_t k = 0; k < panels(n_inputs); k++)
         for (int64_t p = 0; p < count; p++) {
             const int64_t n = (first + p) * PANEL, rows = n_outputs - n, columns = n_inputs - k * PANEL;
