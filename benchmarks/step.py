@@ -49,6 +49,9 @@ PAIRS = [
     ("step-1b-lora", "trl-default"), ("step-1b-qlora", "trl-bnb"), ("step-135m-full", "hf-tuned"), ("step-135m-full", "hf-bf16-tuned"),
 ]  # fmt: skip
 RANK, ALPHA, RATE, MAX_GRAD_NORM, SEED = 16, 32.0, 3e-4, 1.0, 0
+FULL_RATE = (
+    3e-5  # a tenth, as the rule of training/optim.py has it: at LoRA's, gradient norms of this random model fall from 108 to 5 in six steps
+)
 WARM_UP_STEPS = 2  # compared in value, left out of the time: they build oneDNN's kernels and touch memory for the first time
 LOGIT_SPREAD = 3.0  # standard deviation of the logits: the first loss is about ln V + 3² / 2
 N_WORDS = 64  # the text uses so few of the vocabulary that 20 steps can learn which: the loss must fall on both sides
@@ -73,6 +76,10 @@ class Shape:
     rows: int
     tokens: int
     steps: int = 20
+
+    @property
+    def rate(self) -> float:
+        return FULL_RATE if self.method == "full" else RATE
 
 
 SHAPES = {
@@ -148,7 +155,7 @@ def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.
     from tunesmith.training.optim import build_optimizer, clip_grad_norm
 
     training = TrainingConfig(
-        learning_rate=RATE,
+        learning_rate=shape.rate,
         max_grad_norm=MAX_GRAD_NORM,
         dtype="bfloat16",
         seed=SEED,
@@ -162,7 +169,7 @@ def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.
     if shape.method != "full" and not (folder / "start.safetensors").exists():
         write_tensors(folder / "start.safetensors", tuned.parameters)
     scored = Scored(tuned.loaded.model, tuned.compute_dtype)
-    optimizer = build_optimizer(tuned.parameters, training, RATE)
+    optimizer = build_optimizer(tuned.parameters, training, shape.rate)
 
     def step(command: harness.Command) -> harness.Reply:
         started = time.perf_counter()
@@ -244,7 +251,7 @@ def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harnes
         torch.set_num_threads(settings["threads"])
     model = whole(folder, settings) if shape.method == "full" else with_adapters(folder, shape, settings)
     parameters = list(model.parameters()) if shape.method == "full" else started(model, folder)
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=shape.rate, weight_decay=0.0, fused=True)
     model.train()
 
     def gradients(number: int, autocast: bool) -> float:
@@ -354,7 +361,9 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
     print(f"{shape.workload} against {opponent}: {n_steps} steps each, in turns")
     pairs: list[dict[str, harness.Reply]] = []
     with start("ours", folder, shape, {"checkpointing": opponent == "hf-bnb"}) as our_side:  # first: it writes the A that both start from
-        settings = tuned_settings(folder, shape, opponent) if opponent.endswith("-tuned") else {"prepared": True} if opponent == "hf-bnb" else {}
+        settings = (
+            tuned_settings(folder, shape, opponent) if opponent.endswith("-tuned") else {"prepared": True} if opponent == "hf-bnb" else {}
+        )
         settings |= {"method": "lora"} if opponent == "own-lora" else {"steps": n_steps} if opponent.startswith("trl") else {}
         their_name = {"own-lora": "ours", "trl-default": "trl", "trl-bnb": "trl"}.get(opponent, "theirs")
         with start(their_name, folder, shape, settings) as their_side:

@@ -19,7 +19,9 @@ from tunesmith.kernels.weight_gradient import add_weight_gradient_, weight_gradi
 
 CHUNK_TOKENS = 256  # rows whose logits, of a 50k vocabulary, stay in the cache of a CPU; see docs/log.md
 ROWS_STEP = 32  # the last chunk is filled up to a multiple: a CPU's library compiles bfloat16 products for each number of rows
-GRADIENT_TOKENS = 1024  # whose logits are kept for one product with the states where the head is trained: each passes over a gradient of all words
+GRADIENT_TOKENS = (
+    1024  # whose logits are kept for one product with the states where the head is trained: each passes over a gradient of all words
+)
 CACHED_ROWS = 16  # rows of float32 logits that are worked on at a time on a CPU, so that they stay in its cache
 
 

@@ -65,14 +65,15 @@ class Stack:
         self._weight_NK: Tensor | None = None
 
     @property
-    def weight_NK(self) -> Tensor:
+    def weight(self) -> Tensor:
+        """[N of all, K]."""
         if self._weight_NK is None:
             first = self.layers[0].weight
             if len(self.layers) == 1 and first.dtype == torch.bfloat16:
                 return first.detach()
             self._weight_NK = first.new_empty(sum(self.sizes), first.shape[1], dtype=torch.bfloat16)
             with torch.no_grad():
-                for part, layer in zip(self._weight_NK.split(self.sizes), self.layers, strict=True):
+                for part, layer in zip(torch.split(self._weight_NK, self.sizes), self.layers, strict=True):
                     part.copy_(layer.weight)
         return self._weight_NK
 
@@ -83,8 +84,8 @@ class Stack:
         if any(bias is not None for bias in biases):
             each = [x_MK.new_zeros(n) if bias is None else bias.detach() for n, bias in zip(self.sizes, biases, strict=True)]
             bias_N = torch.cat(each).to(x_MK.dtype)
-        y_MN = nn.functional.linear(x_MK, self.weight_NK, bias_N)
-        return [y_MN] if len(self.sizes) == 1 else list(y_MN.split(self.sizes, 1))
+        y_MN = nn.functional.linear(x_MK, self.weight, bias_N)
+        return [y_MN] if len(self.sizes) == 1 else list(torch.split(y_MN, self.sizes, 1))
 
     def drop(self) -> None:
         self._weight_NK = None
@@ -100,14 +101,14 @@ class Dense:
     def mm(self, x_MK: Tensor) -> Tensor:
         layer = self.stack.layers[self.index]
         bias_N = None if layer.bias is None else layer.bias.detach().to(x_MK.dtype)
-        return nn.functional.linear(x_MK, self._weight_NK, bias_N)
+        return nn.functional.linear(x_MK, self.weight, bias_N)
 
     def mm_t(self, dy_MN: Tensor, onto: Tensor | None = None) -> Tensor:
-        return torch.mm(dy_MN, self._weight_NK) if onto is None else onto.addmm_(dy_MN, self._weight_NK)
+        return torch.mm(dy_MN, self.weight) if onto is None else onto.addmm_(dy_MN, self.weight)
 
     @property
-    def _weight_NK(self) -> Tensor:
-        return self.stack.weight_NK.split(self.stack.sizes)[self.index]
+    def weight(self) -> Tensor:
+        return torch.split(self.stack.weight, self.stack.sizes)[self.index]
 
 
 def _stack(projections: Sequence[Projection]) -> Stack | None:
@@ -431,7 +432,9 @@ def _projections(layers: Sequence[nn.Module], dtype: torch.dtype, training: bool
     dense = [layer for layer in layers if type(layer) is nn.Linear and layer.weight.dtype == dtype]
     stack = Stack(dense)
     return [
-        _dense(layer, Dense(stack, dense.index(layer))) if type(layer) is nn.Linear and layer in dense else _projection(layer, dtype, training)
+        _dense(layer, Dense(stack, dense.index(layer)))
+        if type(layer) is nn.Linear and layer in dense
+        else _projection(layer, dtype, training)
         for layer in layers
     ]
 
@@ -531,8 +534,8 @@ def form_of(layer: nn.Module) -> Form | None:
 
 
 def _n_outputs(layer: Any) -> int:
-    n: int = layer.frozen.n_outputs if isinstance(layer, LoraLinear) else layer.out_features
-    return n
+    frozen = getattr(layer, "frozen", None)
+    return int(layer.out_features if frozen is None else frozen.n_outputs)
 
 
 def _norm_of(norm: nn.Module | None) -> tuple[float, float] | None:

@@ -513,7 +513,9 @@ class _Tally:
                 self.work[part, "thin products"] += n_bytes
                 self.work[part, "thin operations"] += flops  # told, and of no time of their own
             else:
-                of_weight = name in WEIGHT_GRADIENTS or not tensors[-2].is_contiguous()  # a gradient of a weight sums over the tokens of both
+                of_weight = (
+                    name in WEIGHT_GRADIENTS or not tensors[-2].is_contiguous()
+                )  # a gradient of a weight sums over the tokens of both
                 self.work[part, f"{'weight products' if of_weight else 'products'} {dtype}"] += flops
             if dtype == "bfloat16" and not in_attention and name not in WEIGHT_GRADIENTS:
                 (self.products_of_pairs if of_pairs else self.products).add(tuple((tuple(t.shape), t.stride()) for t in tensors))
