@@ -1,4 +1,4 @@
-"""How long one LoRA or QLoRA step takes beside transformers + PEFT, on the CPU, and whether both compute the same.
+"""How long one step of LoRA, QLoRA or full fine-tuning takes beside transformers + PEFT, on the CPU, and whether both compute the same.
 
     python benchmarks/step.py                          # all pairs; writes benchmarks/results/speed.json
     python benchmarks/step.py --only hf-peft --steps 5
@@ -9,7 +9,8 @@ The model has the shape of a 135M Llama (width 576, 30 layers, 9 heads over 3, 4
 128,256), and seeded random weights, with logits spread so that the loss is far from ln V: a lost norm or scale would show. Every linear
 layer gets LoRA of rank 16; a step takes 4 x 512 tokens (2 x 512), all trained, in bfloat16 with float32 adapters, AdamW and clipping. Both sides read
 the same files, start from the same A (B is zero), see the same tokens, and are compared in loss and gradient norm at every step. For
-QLoRA the base is NF4 in blocks of 64 with double quantisation on both sides.
+QLoRA the base is NF4 in blocks of 64 with double quantisation on both sides. Full fine-tuning trains every weight, on our side as float32 masters
+with products in bfloat16; without gradient checkpointing on both sides.
 
 Opponents
     trl-default     TRL's SFTTrainer with LoRA as it comes: float32 base under autocast, gradient checkpointing; ours as it comes, without.
@@ -21,6 +22,8 @@ Opponents
     hf-bnb          transformers + PEFT + bitsandbytes as PEFT's guide has it: prepare_model_for_kbit_training, with its
                     gradient checkpointing and its float32 norms and embeddings; ours with gradient checkpointing too
     hf-bnb-tuned    the same without that preparation, with our allocator settings and the fastest threads and autocast
+    hf-tuned        full: transformers with float32 masters under bfloat16 autocast, our allocator settings, fused AdamW, the fastest threads
+    hf-bf16-tuned   full: the same with everything in bfloat16, weights and moments too: less memory to pass over, and updates that are rounded
     own-lora        our own LoRA step over the bfloat16 base: what four bits cost in time (the losses differ, as the weights do)
 """
 
@@ -43,9 +46,12 @@ import peers
 PAIRS = [
     ("step-135m-lora", "trl-default"), ("step-135m-qlora", "trl-bnb"), ("step-135m-lora", "hf-peft"), ("step-135m-lora", "hf-peft-tuned"),
     ("step-135m-qlora", "hf-bnb"), ("step-135m-qlora", "hf-bnb-tuned"), ("step-135m-qlora", "own-lora"),
-    ("step-1b-lora", "trl-default"), ("step-1b-qlora", "trl-bnb"),
+    ("step-1b-lora", "trl-default"), ("step-1b-qlora", "trl-bnb"), ("step-135m-full", "hf-tuned"), ("step-135m-full", "hf-bf16-tuned"),
 ]  # fmt: skip
 RANK, ALPHA, RATE, MAX_GRAD_NORM, SEED = 16, 32.0, 3e-4, 1.0, 0
+FULL_RATE = (
+    3e-5  # a tenth, as the rule of training/optim.py has it: at LoRA's, gradient norms of this random model fall from 108 to 5 in six steps
+)
 WARM_UP_STEPS = 2  # compared in value, left out of the time: they build oneDNN's kernels and touch memory for the first time
 LOGIT_SPREAD = 3.0  # standard deviation of the logits: the first loss is about ln V + 3² / 2
 N_WORDS = 64  # the text uses so few of the vocabulary that 20 steps can learn which: the loss must fall on both sides
@@ -71,10 +77,14 @@ class Shape:
     tokens: int
     steps: int = 20
 
+    @property
+    def rate(self) -> float:
+        return FULL_RATE if self.method == "full" else RATE
+
 
 SHAPES = {
     shape.workload: shape
-    for method in ("lora", "qlora")
+    for method in ("lora", "qlora", "full")
     for shape in (
         Shape(f"step-135m-{method}", method, 576, 30, 9, 3, 1536, 49_152, 4, 512),
         Shape(f"step-1b-{method}", method, 2048, 16, 32, 8, 8192, 128_256, 2, 512, 6),
@@ -145,7 +155,7 @@ def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.
     from tunesmith.training.optim import build_optimizer, clip_grad_norm
 
     training = TrainingConfig(
-        learning_rate=RATE,
+        learning_rate=shape.rate,
         max_grad_norm=MAX_GRAD_NORM,
         dtype="bfloat16",
         seed=SEED,
@@ -156,10 +166,10 @@ def ours(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.
     tuned = build(
         Run(model=str(folder), method=method, output="none", data=DataConfig(train="none"), lora=lora, training=training), "bench"
     )
-    if not (folder / "start.safetensors").exists():
+    if shape.method != "full" and not (folder / "start.safetensors").exists():
         write_tensors(folder / "start.safetensors", tuned.parameters)
     scored = Scored(tuned.loaded.model, tuned.compute_dtype)
-    optimizer = build_optimizer(tuned.parameters, training, RATE)
+    optimizer = build_optimizer(tuned.parameters, training, shape.rate)
 
     def step(command: harness.Command) -> harness.Reply:
         started = time.perf_counter()
@@ -194,6 +204,36 @@ def started(model: Any, folder: Path) -> list[Any]:
     return list(trained.values())
 
 
+def whole(folder: Path, settings: dict[str, Any]) -> Any:
+    """Every weight trained, as float32 masters where autocast multiplies in bfloat16; both sides read the same file."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    dtype = torch.float32 if settings["autocast"] else torch.bfloat16
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    model.config.use_cache = False
+    return model
+
+
+def with_adapters(folder: Path, shape: Shape, settings: dict[str, Any]) -> Any:
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    transformers.utils.logging.disable_progress_bar()
+    quantised = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, use_safetensors=True, quantization_config=quantised if shape.method == "qlora" else None
+    )
+    base.config.use_cache = False  # as transformers' Trainer does
+    if settings.get("prepared"):
+        base = prepare_model_for_kbit_training(base)
+    return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
 def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harness.Reply, Answer]:
     """The step as PEFT's documentation writes it.
 
@@ -205,25 +245,13 @@ def theirs(folder: Path, shape: Shape, settings: dict[str, Any]) -> tuple[harnes
 
         keep_freed_memory()
     import torch
-    import transformers
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from torch import nn
 
     if "threads" in settings:
         torch.set_num_threads(settings["threads"])
-    transformers.utils.logging.disable_progress_bar()
-    quantised = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-    )
-    base = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, use_safetensors=True, quantization_config=quantised if shape.method == "qlora" else None
-    )
-    base.config.use_cache = False  # as transformers' Trainer does
-    if settings.get("prepared"):
-        base = prepare_model_for_kbit_training(base)
-    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"))
-    parameters = started(model, folder)
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
+    model = whole(folder, settings) if shape.method == "full" else with_adapters(folder, shape, settings)
+    parameters = list(model.parameters()) if shape.method == "full" else started(model, folder)
+    optimizer = torch.optim.AdamW(parameters, lr=shape.rate, weight_decay=0.0, fused=True)
     model.train()
 
     def gradients(number: int, autocast: bool) -> float:
@@ -316,11 +344,12 @@ def start(side: str, folder: Path, shape: Shape, settings: dict[str, Any]) -> ha
     return harness.Worker(side, [python, script, "worker", side, str(folder), shape.workload, json.dumps(settings)])
 
 
-def tuned_settings(folder: Path, shape: Shape) -> dict[str, Any]:
+def tuned_settings(folder: Path, shape: Shape, opponent: str) -> dict[str, Any]:
     """The opponent's fastest setting; found in a process that is thrown away, so that trying leaves no trace in its peak."""
-    with start("theirs", folder, shape, {"keep_memory": True}) as worker:
+    ways = [opponent == "hf-tuned"] if shape.method == "full" else [False, True]
+    with start("theirs", folder, shape, {"keep_memory": True, "autocast": ways[0]}) as worker:
         most = worker.started_with["threads"]
-        tries = [{"threads": threads, "autocast": autocast} for threads in sorted({most, max(1, most // 2)}) for autocast in (False, True)]
+        tries = [{"threads": threads, "autocast": autocast} for threads in sorted({most, max(1, most // 2)}) for autocast in ways]
         timed = [(worker.ask({"try": setting})["seconds"], setting) for setting in tries]
     for seconds, setting in timed:
         print(f"  tried {setting}: {seconds:.3f} s")
@@ -332,7 +361,9 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
     print(f"{shape.workload} against {opponent}: {n_steps} steps each, in turns")
     pairs: list[dict[str, harness.Reply]] = []
     with start("ours", folder, shape, {"checkpointing": opponent == "hf-bnb"}) as our_side:  # first: it writes the A that both start from
-        settings = tuned_settings(folder, shape) if opponent.endswith("-tuned") else {"prepared": True} if opponent == "hf-bnb" else {}
+        settings = (
+            tuned_settings(folder, shape, opponent) if opponent.endswith("-tuned") else {"prepared": True} if opponent == "hf-bnb" else {}
+        )
         settings |= {"method": "lora"} if opponent == "own-lora" else {"steps": n_steps} if opponent.startswith("trl") else {}
         their_name = {"own-lora": "ours", "trl-default": "trl", "trl-bnb": "trl"}.get(opponent, "theirs")
         with start(their_name, folder, shape, settings) as their_side:

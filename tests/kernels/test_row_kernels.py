@@ -52,6 +52,39 @@ def test_rmsnorm_and_its_gradients(path, width, offset, adds):
     assert rows.rmsnorm_backward(dy, total, inverse, weight, offset)[1] is None
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("adds", [False, True])
+def test_rmsnorm_of_a_float32_sum_with_a_float32_weight(path, width, offset, adds):
+    """What is summed stays float32, what is multiplied becomes bfloat16 once."""
+    x, weight, more = (numbers(*shape, seed=i).float() * 1.01 for i, shape in enumerate([(7, width), (width,), (7, width)]))
+    dy, added = numbers(7, width, seed=3), numbers(7, width, seed=4) if adds else None
+    y, inverse, total = rows.rmsnorm(x, weight, 1e-5, offset, added, narrow=True)
+    assert torch.equal(total, x if added is None else x + added)
+    exact, w = leaf(total), leaf(weight)
+    y_exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + 1e-5) * (offset + w)
+    y_exact.backward(dy.double())
+    assert y.dtype == torch.bfloat16
+    no_worse(y, y_exact.detach().bfloat16(), y_exact, "y")
+    dx, d_weight = rows.rmsnorm_backward(dy, total, inverse, weight, offset, more, wants_weight=True)
+    assert dx.dtype == torch.float32
+    assert error(dx, exact.grad + more.double()) < 1e-5
+    assert error(d_weight, w.grad) < 1e-5
+
+
+def test_rmsnorm_of_bfloat16_with_a_float32_weight(path):
+    """As the norms of heads, whose inputs are products."""
+    x, weight, dy = numbers(7, 100), numbers(100, seed=1).float() * 1.01, numbers(7, 100, seed=2)
+    exact, w = leaf(x), leaf(weight)
+    y_exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + 1e-5) * w
+    y_exact.backward(dy.double())
+    y, inverse, _ = rows.rmsnorm(x, weight, 1e-5)
+    dx, d_weight = rows.rmsnorm_backward(dy, x, inverse, weight, wants_weight=True)
+    no_worse(y, rows.rmsnorm_reference(x, weight, 1e-5, 0.0)[0], y_exact, "y")
+    no_worse(dx, exact.grad.bfloat16(), exact.grad, "dx")
+    assert error(d_weight, w.grad) < 1e-5
+
+
 @pytest.mark.parametrize(("width", "turned"), [(16, 16), (64, 48), (80, 80), (6, 2)])
 def test_rotation_and_its_gradient(path, width, turned):
     x, cos, sin = numbers(9, 3, width), numbers(9, turned, seed=1), numbers(9, turned, seed=2)  # halves of the tables that differ, too
@@ -61,6 +94,14 @@ def test_rotation_and_its_gradient(path, width, turned):
     y_exact.backward(dy.double())
     no_worse(rows.rotate_(x.clone(), cos, sin), rows.rotate_reference(x, cos, sin), y_exact, "y")
     no_worse(rows.rotate_(dy.clone(), cos, sin, back=True), rows.rotate_reference(dy, cos, sin, back=True), exact.grad, "dx")
+
+
+def test_rotation_by_float32_tables_is_rounded_once(path):
+    x, cos, sin = numbers(9, 3, 64), numbers(9, 48, seed=1).float() * 1.01, numbers(9, 48, seed=2).float() * 1.01
+    exact = rows.rotate_reference(x.double(), cos.double(), sin.double())
+    no_worse(rows.rotate_(x.clone(), cos, sin), exact.bfloat16(), exact, "y")
+    back = rows.rotate_reference(x.double(), cos.double(), sin.double(), back=True)
+    no_worse(rows.rotate_(x.clone(), cos, sin, back=True), back.bfloat16(), back, "dx")
 
 
 def test_a_rotation_within_wider_rows_touches_its_own_heads_alone(path):

@@ -152,7 +152,7 @@ def _form_of(model: Any) -> Form | None:
     if not isinstance(model.get_output_embeddings(), nn.Linear | QuantizedLinear):
         return None
     fused = fused_forms(layers)
-    forms = {fused.get(str(number)) or form_of(layer, LINEAR) for number, layer in enumerate(layers)}
+    forms = {fused.get(str(number)) or form_of(layer, LINEAR, mixed=True) for number, layer in enumerate(layers)}
     form = forms.pop() if len(forms) == 1 else None
     # tables that depend on the length of what is read would be other ones for each row
     lengths_matter = getattr(base.rotary_emb, "rope_type", "dynamic") not in ("default", "linear", "yarn", "llama3")

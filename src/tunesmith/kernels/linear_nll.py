@@ -15,9 +15,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tunesmith.kernels.rows import cross_entropy_, is_compiled
+from tunesmith.kernels.weight_gradient import add_weight_gradient_, weight_gradient
 
 CHUNK_TOKENS = 256  # rows whose logits, of a 50k vocabulary, stay in the cache of a CPU; see docs/log.md
 ROWS_STEP = 32  # the last chunk is filled up to a multiple: a CPU's library compiles bfloat16 products for each number of rows
+GRADIENT_TOKENS = (
+    1024  # whose logits are kept for one product with the states where the head is trained: each passes over a gradient of all words
+)
 CACHED_ROWS = 16  # rows of float32 logits that are worked on at a time on a CPU, so that they stay in its cache
 
 
@@ -46,23 +50,25 @@ class _LinearNll(torch.autograd.Function):
         weight_VD = head_VD.to(hidden_ND.dtype)
         n_tokens, n_words = len(hidden_ND), len(head_VD)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if want_head else None
+        d_head_VD: Tensor | None = torch.zeros_like(head_VD, dtype=torch.float32) if want_head and n_tokens == 0 else None
         d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if want_bias and bias_V is not None else None
         # one buffer for the logits of a chunk, one float32 scratch for the few rows that are worked on: no large temporaries
         compiles = hidden_ND.device.type == "cpu" and hidden_ND.dtype == torch.bfloat16
         n_multiplied = -(-n_tokens // ROWS_STEP) * ROWS_STEP if compiles else n_tokens
         d_hidden_ND = hidden_ND.new_empty(n_multiplied, hidden_ND.shape[1]) if want_hidden else None
-        buffer_CV = hidden_ND.new_empty(min(chunk_tokens, n_multiplied), n_words)
         one_pass = bias_V is None and is_compiled(hidden_ND)
+        n_together = max(1, GRADIENT_TOKENS // chunk_tokens) * chunk_tokens if want_head and one_pass else chunk_tokens
+        buffer_CV = hidden_ND.new_empty(min(n_together, n_multiplied), n_words)
         all_at_once = hidden_ND.device.type == "cuda" or isinstance(hidden_ND, FakeTensor)  # a rehearsal (planning/) allows for the scratch
-        n_rows = len(buffer_CV) if all_at_once else min(CACHED_ROWS, len(buffer_CV))
+        n_rows = min(chunk_tokens if all_at_once else CACHED_ROWS, len(buffer_CV))
         scratch_RV = torch.empty(0 if one_pass else n_rows, n_words, dtype=torch.float32, device=hidden_ND.device)
         for start in range(0, n_tokens, chunk_tokens):
             hidden_CD = filled_CD = hidden_ND[start : start + chunk_tokens]
             n_filled = min(chunk_tokens, n_multiplied - start)
             if n_filled > len(hidden_CD):
                 filled_CD = torch.nn.functional.pad(hidden_CD, (0, 0, 0, n_filled - len(hidden_CD)))
-            filled_CV = torch.mm(filled_CD, weight_VD.T, out=buffer_CV[:n_filled])
+            place = start % n_together
+            filled_CV = torch.mm(filled_CD, weight_VD.T, out=buffer_CV[place : place + n_filled])
             logits_CV = filled_CV[: len(hidden_CD)]
             if one_pass:
                 total += cross_entropy_(logits_CV, target_N[start : start + len(hidden_CD)], want_any).float()
@@ -86,8 +92,13 @@ class _LinearNll(torch.autograd.Function):
                 slice_RV.copy_(work_RV)
             if d_hidden_ND is not None:
                 torch.mm(filled_CV, weight_VD, out=d_hidden_ND[start : start + n_filled])
-            if d_head_VD is not None:
-                d_head_VD += filled_CV.T @ filled_CD
+            end = start + len(hidden_CD)
+            if want_head and (place + chunk_tokens == n_together or end == n_tokens):
+                gathered_GV, states_GD = buffer_CV[: end - start + place], hidden_ND[start - place : end]
+                if d_head_VD is None:
+                    d_head_VD = weight_gradient(gathered_GV, states_GD)
+                else:
+                    add_weight_gradient_(d_head_VD, gathered_GV, states_GD)
         ctx.save_for_backward(None if d_hidden_ND is None else d_hidden_ND[:n_tokens], d_head_VD, d_bias_V)
         ctx.dtypes = (head_VD.dtype, bias_V.dtype if bias_V is not None else None)
         return total

@@ -75,40 +75,46 @@ static int choice(int path) {
 #endif
 }
 
-static float (*const norms[])(const Norm *, const bf16 *, const bf16 *, bf16 *, const bf16 *, bf16 *) = CHOICES(norm);
-static void (*const norms_back[])(const Norm *, const bf16 *, const bf16 *, float, const bf16 *, const bf16 *, bf16 *, float *) = CHOICES(norm_back);
-static void (*const rotations[])(bf16 *, int64_t, int64_t, const bf16 *, const bf16 *, int64_t, float) = CHOICES(rotate);
+static float (*const norms[])(const Norm *, int, const void *, const bf16 *, void *, const void *, int, bf16 *) = CHOICES(norm);
+static void (*const norms_back[])(const Norm *, int, const bf16 *, const void *, float, const void *, int, const void *, void *, float *) = CHOICES(norm_back);
+static void (*const rotations[])(bf16 *, int64_t, int64_t, const void *, const void *, int, int64_t, float) = CHOICES(rotate);
 static void (*const gates[])(int, const bf16 *, const bf16 *, bf16 *, int64_t) = CHOICES(gate);
 static void (*const gates_back[])(int, bf16 *, const bf16 *, const bf16 *, bf16 *, bf16 *, int64_t) = CHOICES(gate_back);
 static void (*const dropouts[])(const bf16 *, const bf16 *, bf16 *, int64_t, uint32_t, uint32_t, float) = CHOICES(dropout);
 static float (*const entropies[])(bf16 *, int64_t, int64_t, int, float *) = CHOICES(entropy);
 
-void tunesmith_rmsnorm(int path, int threads, int64_t n, int64_t width, float epsilon, float offset, const bf16 *x, const bf16 *added, bf16 *sum,
-                       const bf16 *weight, bf16 *y, float *inverse) {
+/* Where row `i` begins, of numbers of 4 bytes or 2. */
+static const void *row(const void *x, int64_t i, int64_t width, int wide) { return (const char *)x + i * width * (wide ? 4 : 2); }
+
+/* wide: x, sum and weight are float32; wide_weight: weight is. */
+void tunesmith_rmsnorm(int path, int threads, int64_t n, int64_t width, float epsilon, float offset, int wide, int wide_weight, const void *x,
+                       const bf16 *added, void *sum, const void *weight, bf16 *y, float *inverse) {
     const int way = choice(path);
     const Norm norm = {width, epsilon, offset};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < n; i++)
-        inverse[i] = norms[way](&norm, x + i * width, added ? added + i * width : 0, sum ? sum + i * width : 0, weight, y + i * width);
+        inverse[i] = norms[way](&norm, wide, row(x, i, width, wide), added ? added + i * width : 0, sum ? (void *)row(sum, i, width, wide) : 0, weight,
+                                 wide_weight, y + i * width);
 }
 
-/* d_weight: float32 [threads, width] of zeros, or null. */
-void tunesmith_rmsnorm_back(int path, int threads, int64_t n, int64_t width, float offset, const bf16 *dy, const bf16 *x, const float *inverse,
-                            const bf16 *weight, const bf16 *added, bf16 *dx, float *d_weight) {
+/* d_weight: float32 [threads, width] of zeros, or null. wide: x, weight, added and dx are float32; wide_weight: weight is. */
+void tunesmith_rmsnorm_back(int path, int threads, int64_t n, int64_t width, float offset, int wide, int wide_weight, const bf16 *dy, const void *x,
+                            const float *inverse, const void *weight, const void *added, void *dx, float *d_weight) {
     const int way = choice(path);
     const Norm norm = {width, 0, offset};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < n; i++)
-        norms_back[way](&norm, dy + i * width, x + i * width, inverse[i], weight, added ? added + i * width : 0, dx + i * width,
-                         d_weight ? d_weight + omp_get_thread_num() * width : 0);
+        norms_back[way](&norm, wide, dy + i * width, row(x, i, width, wide), inverse[i], weight, wide_weight, added ? row(added, i, width, wide) : 0,
+                         (void *)row(dx, i, width, wide), d_weight ? d_weight + omp_get_thread_num() * width : 0);
 }
 
-/* x: [n, heads, width] with `stride` from a token to the next; cos and sin [n, turned]. */
-void tunesmith_rotary(int path, int threads, int64_t n, int64_t heads, int64_t width, int64_t turned, int64_t stride, bf16 *x, const bf16 *cos,
-                      const bf16 *sin, float direction) {
+/* x: [n, heads, width] with `stride` from a token to the next; cos and sin [n, turned], of float32 where `wide`. */
+void tunesmith_rotary(int path, int threads, int64_t n, int64_t heads, int64_t width, int64_t turned, int64_t stride, bf16 *x, const void *cos,
+                      const void *sin, int wide, float direction) {
     const int way = choice(path);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i++) rotations[way](x + i * stride, heads, width, cos + i * turned, sin + i * turned, turned, direction);
+    for (int64_t i = 0; i < n; i++)
+        rotations[way](x + i * stride, heads, width, row(cos, i, turned, wide), row(sin, i, turned, wide), wide, turned, direction);
 }
 
 void tunesmith_gate(int path, int threads, int kind, int64_t n, int64_t width, int64_t stride, const bf16 *gate, const bf16 *up, bf16 *y) {
@@ -164,6 +170,8 @@ void tunesmith_dropout(int path, int threads, int64_t n, int64_t width, uint64_t
 #define store NAMED(store, KIND)
 #define load_floats NAMED(load_floats, KIND)
 #define store_floats NAMED(store_floats, KIND)
+#define take NAMED(take, KIND)
+#define put NAMED(put, KIND)
 #define first NAMED(first, KIND)
 #define sum_of NAMED(sum_of, KIND)
 #define times_plus NAMED(times_plus, KIND)
@@ -226,7 +234,25 @@ INTO_CALLER Floats load_floats(const float *from, int64_t n) {
     return x;
 }
 
-INTO_CALLER void store_floats(float *to, Floats x, int64_t n) { memcpy(to, &x, (n >= LANES ? LANES : n) * sizeof(float)); }
+/* Two copies of sizes that are known where it matters: one of any size is a loop over bytes, slower than all the rest of a row. */
+INTO_CALLER void store_floats(float *to, Floats x, int64_t n) {
+    if (n >= LANES)
+        memcpy(to, &x, sizeof x);
+    else
+        memcpy(to, &x, n * sizeof(float));
+}
+
+/* n of 16 numbers from place `at` on, of float32 where `wide`, which is a constant wherever these are called. */
+INTO_CALLER Floats take(const void *from, int64_t at, int64_t n, int wide) {
+    return wide ? load_floats((const float *)from + at, n) : load((const bf16 *)from + at, n);
+}
+
+INTO_CALLER void put(void *to, int64_t at, Floats x, int64_t n, int wide) {
+    if (wide)
+        store_floats((float *)to + at, x, n);
+    else
+        store((bf16 *)to + at, x, n);
+}
 
 /* x with zeros from the n-th number on. */
 INTO_CALLER Floats first(Floats x, int64_t n) {
@@ -299,54 +325,57 @@ INTO_CALLER Floats sigmoid(Floats x) {
 
 /* --- RMSNorm ------------------------------------------------------------------------------------------------------------------- */
 
-/* x (+ added, written to `sum`) → y; returns 1 / root mean square. */
-INTO_CALLER float norm_row(const Norm *norm, const bf16 *x, const bf16 *added, bf16 *sum, const bf16 *weight, bf16 *y) {
+/* x (+ added, written to `sum`) → y; returns 1 / root mean square. x, sum and weight are float32 where `wide`. */
+INTO_CALLER float norm_row(const Norm *norm, int wide, const void *x, const bf16 *added, void *sum, const void *weight, int wide_weight, bf16 *y) {
     Floats squares = {0};
     for (int64_t i = 0; i < norm->width; i += LANES) {
         int64_t n = norm->width - i;
-        Floats v = load(x + i, n);
+        Floats v = take(x, i, n, wide);
         if (added) {
-            store(sum + i, v + load(added + i, n), n);
-            v = load(sum + i, n);
+            put(sum, i, v + load(added + i, n), n, wide);
+            v = take(sum, i, n, wide);
         }
         squares = times_plus(v, v, squares);
     }
     float inverse = 1.0f / sqrtf(sum_of(squares) / (float)norm->width + norm->epsilon);
-    const bf16 *from = added ? sum : x;
+    const void *from = added ? sum : x;
     for (int64_t i = 0; i < norm->width; i += LANES) {
         int64_t n = norm->width - i;
-        store(y + i, load(from + i, n) * inverse * (load(weight + i, n) + norm->offset), n);
+        store(y + i, take(from, i, n, wide) * inverse * (take(weight, i, n, wide_weight) + norm->offset), n);
     }
     return inverse;
 }
 
-/* dx = inverse (g - x̂ mean(g x̂)) with g = dy weight and x̂ = x inverse, plus `added`; dy x̂ is added to d_weight. */
-INTO_CALLER void norm_row_back(const Norm *norm, const bf16 *dy, const bf16 *x, float inverse, const bf16 *weight, const bf16 *added, bf16 *dx, float *d_weight) {
+/* dx = inverse (g - x̂ mean(g x̂)) with g = dy weight and x̂ = x inverse, plus `added`; dy x̂ is added to d_weight. x, added and dx are
+   float32 where `wide`. */
+INTO_CALLER void norm_row_back(const Norm *norm, int wide, const bf16 *dy, const void *x, float inverse, const void *weight, int wide_weight,
+                               const void *added, void *dx, float *d_weight) {
     Floats products = {0};
     for (int64_t i = 0; i < norm->width; i += LANES) {
         int64_t n = norm->width - i;
-        Floats own = load(dy + i, n) * load(x + i, n);
-        products = times_plus(own, load(weight + i, n) + norm->offset, products);
+        Floats own = load(dy + i, n) * take(x, i, n, wide);
+        products = times_plus(own, take(weight, i, n, wide_weight) + norm->offset, products);
         if (d_weight) store_floats(d_weight + i, load_floats(d_weight + i, n) + own * inverse, n);
     }
     float mean = sum_of(products) * inverse * inverse / (float)norm->width;
     for (int64_t i = 0; i < norm->width; i += LANES) {
         int64_t n = norm->width - i;
-        Floats d = (load(dy + i, n) * (load(weight + i, n) + norm->offset) - load(x + i, n) * mean) * inverse;
-        if (added) d += load(added + i, n);
-        store(dx + i, d, n);
+        Floats d = (load(dy + i, n) * (take(weight, i, n, wide_weight) + norm->offset) - take(x, i, n, wide) * mean) * inverse;
+        if (added) d += take(added, i, n, wide);
+        put(dx, i, d, n, wide);
     }
 }
 
 /* --- rotary positions ------------------------------------------------------------------------------------------------------------ */
 
 /* The halves (a, b) of the first `turned` numbers of a head become (a cos - b sin, b cos + a sin); with direction -1 back again. */
-INTO_CALLER void rotate_head(bf16 *x, const bf16 *cos, const bf16 *sin, int64_t turned, float direction) {
+INTO_CALLER void rotate_head(bf16 *x, const void *cos, const void *sin, int wide, int64_t turned, float direction) {
     int64_t half = turned / 2;
     for (int64_t i = 0; i < half; i += LANES) {
         int64_t n = half - i;
         Floats a = load(x + i, n), b = load(x + half + i, n);
-        Floats sin_a = load(sin + i, n) * direction, sin_b = load(sin + half + i, n) * direction, cos_a = load(cos + i, n), cos_b = load(cos + half + i, n);
+        Floats sin_a = take(sin, i, n, wide) * direction, sin_b = take(sin, half + i, n, wide) * direction;
+        Floats cos_a = take(cos, i, n, wide), cos_b = take(cos, half + i, n, wide);
         if (direction < 0) { /* the transposed matrix, where the two halves of a table differ */
             Floats t = sin_a;
             sin_a = sin_b, sin_b = t;
@@ -439,15 +468,26 @@ INTO_CALLER float entropy_row(bf16 *logits, int64_t n_words, int64_t target, int
     return top - own + logf(total);
 }
 
-TARGET static float NAMED(norm, KIND)(const Norm *o, const bf16 *x, const bf16 *a, bf16 *s, const bf16 *w, bf16 *y) {
-    return a ? norm_row(o, x, a, s, w, y) : norm_row(o, x, 0, 0, w, y);
+TARGET static float NAMED(norm, KIND)(const Norm *o, int wide, const void *x, const bf16 *a, void *s, const void *w, int ww, bf16 *y) {
+    if (wide) return a ? norm_row(o, 1, x, a, s, w, 1, y) : norm_row(o, 1, x, 0, 0, w, 1, y);
+    if (ww) return a ? norm_row(o, 0, x, a, s, w, 1, y) : norm_row(o, 0, x, 0, 0, w, 1, y);
+    return a ? norm_row(o, 0, x, a, s, w, 0, y) : norm_row(o, 0, x, 0, 0, w, 0, y);
 }
-TARGET static void NAMED(norm_back, KIND)(const Norm *o, const bf16 *dy, const bf16 *x, float r, const bf16 *w, const bf16 *a, bf16 *dx,
-                                    float *dw) {
-    norm_row_back(o, dy, x, r, w, a, dx, dw);
+TARGET static void NAMED(norm_back, KIND)(const Norm *o, int wide, const bf16 *dy, const void *x, float r, const void *w, int ww, const void *a,
+                                    void *dx, float *dw) {
+    if (wide)
+        norm_row_back(o, 1, dy, x, r, w, 1, a, dx, dw);
+    else if (ww)
+        norm_row_back(o, 0, dy, x, r, w, 1, a, dx, dw);
+    else
+        norm_row_back(o, 0, dy, x, r, w, 0, a, dx, dw);
 }
-TARGET static void NAMED(rotate, KIND)(bf16 *x, int64_t heads, int64_t width, const bf16 *c, const bf16 *s, int64_t t, float d) {
-    for (int64_t h = 0; h < heads; h++) rotate_head(x + h * width, c, s, t, d);
+TARGET static void NAMED(rotate, KIND)(bf16 *x, int64_t heads, int64_t width, const void *c, const void *s, int wide, int64_t t, float d) {
+    for (int64_t h = 0; h < heads; h++)
+        if (wide)
+            rotate_head(x + h * width, c, s, 1, t, d);
+        else
+            rotate_head(x + h * width, c, s, 0, t, d);
 }
 TARGET static void NAMED(gate, KIND)(int k, const bf16 *g, const bf16 *u, bf16 *y, int64_t n) {
     if (k == SILU)
@@ -474,6 +514,8 @@ TARGET static float NAMED(entropy, KIND)(bf16 *l, int64_t v, int64_t t, int g, f
 #undef store
 #undef load_floats
 #undef store_floats
+#undef take
+#undef put
 #undef first
 #undef sum_of
 #undef times_plus

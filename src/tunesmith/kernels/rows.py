@@ -2,6 +2,7 @@
 
     y_MD, inverse_M, _ = rmsnorm(x_MD, weight_D, 1e-5)
     y_MD, inverse_M, sum_MD = rmsnorm(x_MD, weight_D, 1e-5, added_MD=residual_MD)       # of x + residual, in one pass
+    y_MD, inverse_M, sum_MD = rmsnorm(x_MD, weight_D, 1e-5, added_MD=out_MD, narrow=True)   # x and the sum in float32, y and out in bfloat16
     rotate_(query_MHD, cos_MR, sin_MR)                                                  # in place
     y_MF = gate("silu", gate_MF, up_MF)                                                 # silu(gate) * up
     y_MK = dropout(x_MK, 0.1, seed=7)                                                   # its own gradient: a function of seed and place
@@ -31,11 +32,14 @@ Activation = Literal["silu", "gelu_tanh"]
 KINDS: tuple[Activation, ...] = ("silu", "gelu_tanh")  # by the number that the library knows them by
 
 
-def fast(*tensors: Tensor | None) -> Compiled | None:
-    """The compiled library, where all tensors are bfloat16 on the CPU with neighbouring numbers in their last dimension."""
+def fast(*tensors: Tensor | None, among: tuple[torch.dtype, ...] = (torch.bfloat16,)) -> Compiled | None:
+    """The compiled library, where all tensors are of such a dtype, on the CPU, with neighbouring numbers in their last dimension."""
     held = [tensor for tensor in tensors if tensor is not None]
-    suits = all(t.device.type == "cpu" and t.dtype == torch.bfloat16 and (t.ndim == 0 or t.stride(-1) == 1) for t in held)
+    suits = all(t.device.type == "cpu" and t.dtype in among and (t.ndim == 0 or t.stride(-1) == 1) for t in held)
     return compiled() if suits else None
+
+
+EITHER = (torch.bfloat16, torch.float32)
 
 
 def is_compiled(tensor: Tensor) -> bool:
@@ -55,42 +59,52 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def rmsnorm(
-    x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float = 0.0, added_MD: Tensor | None = None
+    x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float = 0.0, added_MD: Tensor | None = None, narrow: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x + added) / root mean square * (offset + weight); also 1 / root mean square, float32 [M], and x + added itself (x if nothing is added).
 
     offset   1 for families that keep weight - 1 (Gemma)
+    narrow   y in bfloat16, of x in float32: a sum of many layers that is kept wide, and products that are not
     """
-    y_MD, inverse_M, sum_MD = _rmsnorm(x_MD, weight_D, epsilon, offset, added_MD)
+    y_MD, inverse_M, sum_MD = _rmsnorm(x_MD, weight_D, epsilon, offset, added_MD, narrow)
     return y_MD, inverse_M, x_MD if added_MD is None else sum_MD
 
 
-def _rmsnorm_work(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float, added_MD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    native = fast(x_MD, weight_D, added_MD)
+def _rmsnorm_work(
+    x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float, added_MD: Tensor | None, narrow: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    native = _fast_norm(x_MD, weight_D, added_MD) if narrow == (x_MD.dtype == torch.float32) else None
     nothing = x_MD.new_empty(0)
     if native is None:
         sum_MD = x_MD if added_MD is None else x_MD + added_MD
-        return *rmsnorm_reference(sum_MD, weight_D, epsilon, offset), nothing if added_MD is None else sum_MD
+        y_MD, inverse_M = rmsnorm_reference(sum_MD, weight_D, epsilon, offset)
+        return y_MD.bfloat16() if narrow else y_MD, inverse_M, nothing if added_MD is None else sum_MD
     x_MD, added_MD = x_MD.contiguous(), None if added_MD is None else added_MD.contiguous()
-    y_MD, inverse_M, sum_MD = _rmsnorm_shapes(x_MD, weight_D, epsilon, offset, added_MD)
+    y_MD, inverse_M, sum_MD = _rmsnorm_shapes(x_MD, weight_D, epsilon, offset, added_MD, narrow)
     n, width = x_MD.shape
     native.library.tunesmith_rmsnorm(
-        native.path, n_threads(x_MD), n, width, epsilon, offset, x_MD.data_ptr(), _address(added_MD), _address(None if added_MD is None else sum_MD),
-        weight_D.data_ptr(), y_MD.data_ptr(), inverse_M.data_ptr(),
+        native.path, n_threads(x_MD), n, width, epsilon, offset, narrow, weight_D.dtype == torch.float32, x_MD.data_ptr(), _address(added_MD),
+        _address(None if added_MD is None else sum_MD), weight_D.data_ptr(), y_MD.data_ptr(), inverse_M.data_ptr(),
     )  # fmt: skip
     return y_MD, inverse_M, sum_MD
 
 
+def _fast_norm(x_MD: Tensor, weight_D: Tensor, *narrow: Tensor | None) -> Compiled | None:
+    """Of float32 with a float32 weight, or of bfloat16 with a weight of either kind; what else takes part is bfloat16."""
+    together = x_MD.dtype == torch.bfloat16 or weight_D.dtype == torch.float32
+    return fast(x_MD, weight_D, among=EITHER) if together and fast(*narrow) is not None else None
+
+
 def _rmsnorm_shapes(
-    x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float, added_MD: Tensor | None
+    x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float, added_MD: Tensor | None, narrow: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    new = x_MD.new_empty(x_MD.shape)
+    new = x_MD.new_empty(x_MD.shape, dtype=torch.bfloat16 if narrow else x_MD.dtype)
     sum_MD = x_MD.new_empty(0 if added_MD is None else x_MD.shape)
     return new, x_MD.new_empty(len(x_MD), dtype=torch.promote_types(x_MD.dtype, torch.float32)), sum_MD
 
 
 _rmsnorm = operation(
-    "rmsnorm(Tensor x, Tensor weight, float epsilon, float offset, Tensor? added) -> (Tensor, Tensor, Tensor)",
+    "rmsnorm(Tensor x, Tensor weight, float epsilon, float offset, Tensor? added, bool narrow) -> (Tensor, Tensor, Tensor)",
     _rmsnorm_work, _rmsnorm_shapes,
 )  # fmt: skip
 
@@ -100,15 +114,15 @@ def rmsnorm_reference(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: fl
     wide_MD = x_MD.to(torch.promote_types(x_MD.dtype, torch.float32))
     inverse_M = torch.rsqrt(wide_MD.square().mean(-1) + epsilon)
     normal_MD = wide_MD * inverse_M[:, None]
-    y_MD = (normal_MD * (offset + weight_D.to(wide_MD.dtype))).to(x_MD.dtype) if offset else weight_D * normal_MD.to(x_MD.dtype)
-    return y_MD, inverse_M
+    y_MD = normal_MD * (offset + weight_D.to(wide_MD.dtype)) if offset else weight_D * normal_MD.to(x_MD.dtype)
+    return y_MD.to(x_MD.dtype), inverse_M
 
 
 def rmsnorm_backward(
     dy_MD: Tensor, x_MD: Tensor, inverse_M: Tensor, weight_D: Tensor, offset: float = 0.0, added_MD: Tensor | None = None,
     wants_weight: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of what was normed, plus `added` (what reaches it by other ways), and of the weight, float32 [D] (None unless wanted)."""
+    """Gradients of what was normed, in its dtype, plus `added` (what reaches it by other ways), and of the weight, float32 [D] (None unless wanted)."""
     dx_MD, d_weight_D = _rmsnorm_backward(dy_MD, x_MD, inverse_M, weight_D, offset, added_MD, wants_weight)
     return dx_MD, d_weight_D if wants_weight else None
 
@@ -116,7 +130,7 @@ def rmsnorm_backward(
 def _rmsnorm_backward_work(
     dy_MD: Tensor, x_MD: Tensor, inverse_M: Tensor, weight_D: Tensor, offset: float, added_MD: Tensor | None, wants_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    native = fast(dy_MD, x_MD, weight_D, added_MD)
+    native = _fast_norm(x_MD, weight_D, dy_MD) if added_MD is None or added_MD.dtype == x_MD.dtype else None
     if native is None:
         return rmsnorm_backward_reference(dy_MD, x_MD, inverse_M, weight_D, offset, added_MD, wants_weight)
     dy_MD, x_MD, added_MD = dy_MD.contiguous(), x_MD.contiguous(), None if added_MD is None else added_MD.contiguous()
@@ -125,8 +139,8 @@ def _rmsnorm_backward_work(
     dx_MD = torch.empty_like(x_MD)
     parts = torch.zeros(threads if wants_weight else 0, width, dtype=torch.float32)
     native.library.tunesmith_rmsnorm_back(
-        native.path, threads, n, width, offset, dy_MD.data_ptr(), x_MD.data_ptr(), inverse_M.data_ptr(), weight_D.data_ptr(), _address(added_MD),
-        dx_MD.data_ptr(), _address(parts if wants_weight else None),
+        native.path, threads, n, width, offset, x_MD.dtype == torch.float32, weight_D.dtype == torch.float32, dy_MD.data_ptr(), x_MD.data_ptr(),
+        inverse_M.data_ptr(), weight_D.data_ptr(), _address(added_MD), dx_MD.data_ptr(), _address(parts if wants_weight else None),
     )  # fmt: skip
     return dx_MD, parts.sum(0)
 
@@ -162,14 +176,15 @@ def rmsnorm_backward_reference(
 def rotate_(x_MHD: Tensor, cos_MR: Tensor, sin_MR: Tensor, back: bool = False) -> Tensor:
     """The first R numbers of each head turned in place: halves (a, b) become (a cos - b sin, b cos + a sin); `back`: its gradient.
 
-    cos_MR, sin_MR   of each token, as a model's rotary embedding makes them: [M, R], each half of R numbers for one half of the head
+    cos_MR, sin_MR   of each token, as a model's rotary embedding makes them: [M, R], each half of R numbers for one half of the head; also in
+                     float32 for bfloat16 heads
     """
     _rotate(x_MHD, cos_MR, sin_MR, back)
     return x_MHD
 
 
 def _rotate_work(x_MHD: Tensor, cos_MR: Tensor, sin_MR: Tensor, back: bool) -> None:
-    native = fast(x_MHD, cos_MR, sin_MR)
+    native = fast(cos_MR, sin_MR, among=(cos_MR.dtype,)) if fast(x_MHD) is not None and cos_MR.dtype in EITHER else None
     if native is None or x_MHD.stride(1) != x_MHD.shape[2]:
         x_MHD.copy_(rotate_reference(x_MHD, cos_MR, sin_MR, back))
         return
@@ -177,7 +192,7 @@ def _rotate_work(x_MHD: Tensor, cos_MR: Tensor, sin_MR: Tensor, back: bool) -> N
     cos_MR, sin_MR = cos_MR.contiguous(), sin_MR.contiguous()
     native.library.tunesmith_rotary(
         native.path, n_threads(x_MHD), n, heads, width, cos_MR.shape[1], x_MHD.stride(0), x_MHD.data_ptr(), cos_MR.data_ptr(), sin_MR.data_ptr(),
-        -1.0 if back else 1.0,
+        cos_MR.dtype == torch.float32, -1.0 if back else 1.0,
     )  # fmt: skip
     torch.autograd.graph.increment_version(x_MHD)
 

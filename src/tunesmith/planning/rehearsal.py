@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tunesmith.config import Run
 from tunesmith.errors import BadInput, TunesmithError
-from tunesmith.kernels.linear_nll import CACHED_ROWS, CHUNK_TOKENS
+from tunesmith.kernels.linear_nll import CACHED_ROWS, CHUNK_TOKENS, GRADIENT_TOKENS
 from tunesmith.kernels.rows import is_compiled
 from tunesmith.loss import Scored
 from tunesmith.model.adapters import adapter_parameters, attach, layer_sizes, linear_layers, switch_of
@@ -126,8 +126,8 @@ def rehearse(scene: Scene, size: Size, trains: bool = True) -> Step:
 
 def _on_lines(scene: Scene, size: Size, trains: bool) -> Step:
     """From short models and few scored positions: each layer adds the same, and so does each chunk of the head beyond the first."""
-    cut = _cut(scene)
-    few = replace(size, scored=min(size.scored, CHUNK_TOKENS))
+    cut, chunk = _cut(scene), GRADIENT_TOKENS if scene.run.method == "full" else CHUNK_TOKENS
+    few = replace(size, scored=min(size.scored, chunk))
     step = base = _rehearse(scene, few, trains, cut.short, cut.period, _full_logits)
 
     def known(_model: Any) -> str | None:
@@ -136,10 +136,10 @@ def _on_lines(scene: Scene, size: Size, trains: bool) -> Step:
     if cut.long > cut.short:
         long = _rehearse(scene, few, trains, cut.long, cut.period, known)
         step = line(base, long, (scene.n_layers - cut.short) / (cut.long - cut.short), step)
-    if size.scored > 2 * CHUNK_TOKENS:
-        more = _rehearse(scene, replace(size, scored=2 * CHUNK_TOKENS), trains, cut.short, cut.period, known)
-        step = line(base, more, (size.scored - CHUNK_TOKENS) / CHUNK_TOKENS, step)
-    elif size.scored > CHUNK_TOKENS:
+    if size.scored > 2 * chunk:
+        more = _rehearse(scene, replace(size, scored=2 * chunk), trains, cut.short, cut.period, known)
+        step = line(base, more, (size.scored - chunk) / chunk, step)
+    elif size.scored > chunk:
         step = line(base, _rehearse(scene, size, trains, cut.short, cut.period, known), 1.0, step)
     return step
 
@@ -253,9 +253,9 @@ def _build(scene: Scene, fake: FakeTensorMode, n_layers: int) -> _Shapes:
             attach(model, "plan", run.lora, seed=0)
             switch_of(model).active = "plan"
             parameters = adapter_parameters(model, "plan")
+    if scene.on_cpu and (run.method != "full" or scene.compute == torch.bfloat16):
+        fuse_layers(model)
     if run.method != "full":
-        if scene.on_cpu:
-            fuse_layers(model)
         fuse(model)
     if run.training.gradient_checkpointing:
         recompute_activations(model)
@@ -434,6 +434,7 @@ def _marks(account: Account, index: int, n_layers: int, period: int) -> Callable
 # --- operations without values --------------------------------------------------------------------------------------------
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "addmm_"}
+WEIGHT_GRADIENTS = ("tunesmith::weight_gradient", "tunesmith::add_weight_gradient_")
 ATTENTION = ("tunesmith::causal_attention", "_scaled_dot_product", "_flash_attention", "_efficient_attention")
 THIN, THIN_FLOAT32 = {"bfloat16": 64}, 16  # operations a byte below which a product waits for memory, as those of low rank do
 NO_WORK = {"detach", "_unsafe_view", "view", "alias", "empty", "new_empty", "empty_like", "lift_fresh"}
@@ -512,9 +513,11 @@ class _Tally:
                 self.work[part, "thin products"] += n_bytes
                 self.work[part, "thin operations"] += flops  # told, and of no time of their own
             else:
-                of_weight = not tensors[-2].is_contiguous()  # a gradient of a weight sums over the tokens of both
+                of_weight = (
+                    name in WEIGHT_GRADIENTS or not tensors[-2].is_contiguous()
+                )  # a gradient of a weight sums over the tokens of both
                 self.work[part, f"{'weight products' if of_weight else 'products'} {dtype}"] += flops
-            if dtype == "bfloat16" and not in_attention:
+            if dtype == "bfloat16" and not in_attention and name not in WEIGHT_GRADIENTS:
                 (self.products_of_pairs if of_pairs else self.products).add(tuple((tuple(t.shape), t.stride()) for t in tensors))
             held = {tensor.untyped_storage()._cdata for tensor in buffers() if isinstance(tensor, FakeTensor)}
             self.work["fixed", "de-quantised"] += sum(t.numel() for t in tensors if t.untyped_storage()._cdata in held)
@@ -557,6 +560,9 @@ def _flops(name: str, tensors: list[Tensor], results: list[Tensor]) -> float:
     if name.rstrip("_") in PRODUCTS:
         left, right = tensors[-2:] if name.rstrip("_") in ("addmm", "baddbmm") else tensors[:2]
         return 2.0 * left.numel() * right.shape[-1]
+    if name in WEIGHT_GRADIENTS:
+        dy, x = tensors[-2:]
+        return 2.0 * dy.numel() * x.shape[-1]
     if name.startswith("tunesmith::causal_attention"):
         starts, *parents = (tensor for tensor in tensors if tensor.dtype == torch.int32)
         query, lengths = tensors[1] if name.endswith("backward") else tensors[0], starts.diff().double()

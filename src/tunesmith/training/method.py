@@ -220,6 +220,8 @@ def _full(run: Run, loaded: Loaded, compute: torch.dtype) -> Tuned:
         f"{n_trained:,} of {n_all:,} weights and biases trained ({n_trained / n_all:.2%}), float32 masters, products in {str(compute).removeprefix('torch.')}"
     ]
     base_fingerprint = fingerprint(model)
+    if compute == torch.bfloat16 and not (run.training.sharding == "full" and distributed.world() > 1):  # casts are whole weights
+        fuse_layers(model)
 
     def write(folder: Path, facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         folder.mkdir(parents=True)
