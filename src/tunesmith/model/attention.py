@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import BadInput
+from tunesmith.hardware import sent
 from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward, is_fast
 
 NAME = "tunesmith"  # of this attention among those that transformers knows
@@ -121,7 +122,7 @@ class Layout:
         slot_T = torch.empty(len(document_T), dtype=torch.int64)
         slot_T[token_P[real_P]] = torch.nonzero(real_P)[:, 0]
         return cls(
-            tuple(groups), token_P.to(device), slot_T.to(device), None if bool(real_P.all()) else real_P.to(device),
+            tuple(groups), sent(token_P, device), sent(slot_T, device), None if bool(real_P.all()) else sent(real_P, device),
             (starts[order[0]], lengths[order[0]]), torch.tensor(starts, dtype=torch.int32),
         )  # fmt: skip
 

@@ -10,8 +10,8 @@ Which norms, activation and biases a layer has is asked of its modules; whether 
 on a few tokens, answer and gradient (`_agrees`). Families whose layers are put together otherwise keep their own forward. So does a
 single call that this is not for: adapter dropout, a cache, a mask of another kind than "all of its document up to itself".
 
-Children keep their names, so files, optimizer state and sharding see the same tensors. The fast path is bfloat16 on a CPU with AMX
-(kernels/rows.py, kernels/causal_attention.py); its reference is the family's own code.
+Children keep their names, so files, optimizer state and sharding see the same tensors. The fast path is bfloat16 on a CPU with AMX or on a GPU
+with Triton (kernels/rows.py, kernels/causal_attention.py); its reference is the family's own code.
 """
 
 from collections.abc import Callable, Sequence
@@ -264,7 +264,7 @@ class Fused:
 
     def parts(self, x: Tensor) -> Parts | None:
         """Projections with the adapters that answer now; None where the layer itself must do it."""
-        if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not is_fast(self.form.head_width):
+        if x.dtype != torch.bfloat16 or not is_fast(self.form.head_width, x.device.type):
             return None
         attention, mlp = self.layer.get_submodule("self_attn"), self.layer.get_submodule("mlp")
         training = self.layer.training
@@ -331,7 +331,7 @@ def fuse_layers(model: Any) -> None:
     kinds: dict[tuple[type, Form], bool] = {}
     for layer in model.modules():
         form = form_of(layer) if set(layer._modules) == CHILDREN else None
-        if form is None or not is_fast(form.head_width):
+        if form is None or not is_fast(form.head_width, layer.input_layernorm.weight.device.type):
             continue
         kind = (type(layer), form)
         if kind not in kinds:
