@@ -1,4 +1,4 @@
-"""Triton's kernels on a CPU as a GPU would compute them: its interpreter cuts off what a GPU rounds to bfloat16, so here it rounds too."""
+"""Triton's kernels on a CPU as a GPU would compute them: its interpreter cuts off what a GPU rounds to bfloat16 or FP8, so here it rounds too."""
 
 import numpy as np
 import pytest
@@ -15,15 +15,19 @@ def force_triton(monkeypatch):
         return "cuda"
     from triton.runtime import interpreter
 
-    own, bfloat16, float32 = interpreter.InterpreterBuilder.cast_impl, interpreter.tl.bfloat16, interpreter.tl.float32
+    builder, float32 = interpreter.InterpreterBuilder, interpreter.tl.float32
+    rounds = {interpreter.tl.bfloat16: (torch.bfloat16, np.uint16), interpreter.tl.float8e4nv: (torch.float8_e4m3fn, np.uint8)}
 
-    def cast(self, src, dst_type):
-        if (src.dtype.scalar, dst_type.scalar) != (float32, bfloat16):
-            return own(self, src, dst_type)
-        numbers = np.ascontiguousarray(src.data)
-        bits = numbers.view(np.uint32).astype(np.uint64)
-        rounded = np.where(np.isnan(numbers), 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)  # to the nearest, ties to even
-        return interpreter.TensorHandle(rounded.astype(np.uint16), dst_type.scalar)
+    def rounding(own):
+        def cast(self, src, dst_type, *more):
+            if src.dtype.scalar != float32 or dst_type.scalar not in rounds:
+                return own(self, src, dst_type, *more)
+            dtype, bits = rounds[dst_type.scalar]
+            rounded = torch.from_numpy(np.ascontiguousarray(src.data)).to(dtype).view(torch.int16 if bits is np.uint16 else torch.uint8)
+            return interpreter.TensorHandle(rounded.numpy().view(bits), dst_type.scalar)
 
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", cast)
+        return cast
+
+    for name in ("cast_impl", "create_fp_to_fp"):
+        monkeypatch.setattr(builder, name, rounding(getattr(builder, name)))
     return "cpu"
