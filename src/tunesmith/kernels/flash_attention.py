@@ -5,12 +5,15 @@ stands on (torch 2.10 and later); called directly, the forward pass hands out th
 its own, as our fused layers need both. It adds the gradients of queries up in no fixed order: two runs differ in their last bits.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 MOST_HEAD_WIDTH = 256
 
 
+@cache
 def is_at_hand(head_width: int) -> bool:
     """Whether this GPU and this build of torch have it for heads of such a width."""
     return (

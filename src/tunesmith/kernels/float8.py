@@ -20,6 +20,7 @@ import os
 import threading
 import weakref
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ LEAST = 1e-30  # a row is never divided by less: one of zeros gives zeros
 MULTIPLE = 16  # of rows and columns of a weight, for the GPU's products
 
 
+@cache
 def multiplies(device: torch.device) -> bool:
     """Whether a device has matrix products of e4m3."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
