@@ -186,6 +186,16 @@ def peak_bytes(on_gpu: bool) -> int:
     return int(torch.cuda.max_memory_allocated()) if on_gpu else harness.peak_resident_bytes()
 
 
+def forget_building(device: Any) -> None:
+    """The peak is that of steps, not of a dense base that became another one."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def profiled(take: Callable[[], Any], device: Any) -> harness.Reply:
     """A step's operations by their own time on the device, the longest first."""
     from torch.profiler import ProfilerActivity, profile
@@ -258,7 +268,7 @@ def ours(shape: Shape, settings: dict[str, Any]) -> tuple[harness.Reply, Answer]
     optimizer = build_optimizer(parameters, training, RATE)
     scored = Scored(model, torch.bfloat16)
     model.train()
-    gc.collect()
+    forget_building(device)
 
     def batch_of(ids: np.ndarray) -> Batch:
         if not settings["packed"]:
@@ -318,7 +328,7 @@ def with_adapters(shape: Shape, settings: dict[str, Any], device: Any) -> tuple[
     base = make_base(shape, device)
     if settings["storage"] is not None:
         in_4bit(base, device)
-    liger = has("liger_kernel") and device.type == "cuda"
+    liger = has("liger_kernel") and settings["liger"] and device.type == "cuda"
     if liger:
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 
@@ -340,6 +350,7 @@ def theirs(shape: Shape, settings: dict[str, Any]) -> tuple[harness.Reply, Answe
     device = device_of(settings["tiny"])
     model, parameters, liger = with_adapters(shape, settings, device)
     optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0, fused=True)
+    forget_building(device)
 
     def step(number: int) -> harness.Reply:
         clock = Clock(device)
@@ -401,6 +412,8 @@ def trl(shape: Shape, settings: dict[str, Any]) -> tuple[harness.Reply, Answer]:
         callbacks=[InTurns()],
     )  # fmt: skip
 
+    forget_building(device)
+
     def train() -> None:
         try:
             trainer.train()
@@ -432,15 +445,12 @@ BUILDERS = {"ours": ours, "ours-packed": ours, "ours-bf16": ours, "hf-peft": the
 NEEDS = {"trl": ("trl", "datasets"), "hf-bnb": ("bitsandbytes",), "hf-peft": ("peft",)}
 
 
-def settings_of(workload: str, side: str, tiny: bool, steps: int) -> dict[str, Any]:
-    storage = None if side == "ours-bf16" else STORAGE[workload]
-    return {"storage": storage, "packed": side == "ours-packed", "tiny": tiny, "steps": steps, "checkpointing": False}
-
-
-def measure(workload: str, side: str, shape: Shape, tiny: bool, n_steps: int, with_profile: bool) -> dict[str, Any]:
+def measure(workload: str, side: str, shape: Shape, n_steps: int, chosen: argparse.Namespace) -> dict[str, Any]:
     """One row of results: a side in a process of its own, computing activations again only where it does not fit otherwise."""
+    storage = None if side == "ours-bf16" else STORAGE[workload]
+    common = {"storage": storage, "packed": side == "ours-packed", "tiny": chosen.tiny, "steps": n_steps, "liger": not chosen.no_liger}
     for checkpointing in (False, True):
-        settings = settings_of(workload, side, tiny, n_steps) | {"checkpointing": checkpointing}
+        settings = common | {"checkpointing": checkpointing}
         command = [sys.executable, str(Path(__file__).resolve()), "worker", side, json.dumps(settings)]
         replies: list[harness.Reply] = []
         with harness.Worker(side, command) as worker:
@@ -455,8 +465,8 @@ def measure(workload: str, side: str, shape: Shape, tiny: bool, n_steps: int, wi
                     flush=True,
                 )
             else:
-                seen = worker.ask({"profile": n_steps}) if with_profile else {}
-                return row_of(workload, side, shape, replies, {**worker.started_with, "checkpointing": checkpointing, **seen}, tiny)
+                seen = worker.ask({"profile": n_steps}) if chosen.profile else {}
+                return row_of(workload, side, shape, replies, {**worker.started_with, "checkpointing": checkpointing, **seen}, chosen.tiny)
     return {"workload": workload, "opponent": side, "out_of_memory": True}
 
 
@@ -503,6 +513,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help=f"steps of each side, of which the first {WARM_UP_STEPS} are not timed (10)")
     parser.add_argument("--profile", action="store_true", help="also the operations that take the most time in a step, into the results")
     parser.add_argument("--again", action="store_true", help="measure also what the results hold already")
+    parser.add_argument("--no-liger", action="store_true", help="leave Liger's kernels out also where they are installed")
     parser.add_argument("--tiny", action="store_true", help="toy shapes on the CPU: tests this script; writes only where --output says")
     parser.add_argument("--output", type=Path, help="results file (benchmarks/results/gpu.json)")
     chosen = parser.parse_args()
@@ -523,7 +534,7 @@ def main() -> None:
                 print(f"  {side}: {'not installed: ' + ', '.join(missing) if missing else 'measured already'}", flush=True)
                 continue
             try:
-                row = measure(workload, side, shape, chosen.tiny, n_steps, chosen.profile)
+                row = measure(workload, side, shape, n_steps, chosen)
             except SystemExit as broken:  # a side that ends early; the others are measured all the same
                 print(f"  {side}: {broken}", flush=True)
                 continue
