@@ -22,7 +22,21 @@ def is_at_hand(head_width: int) -> bool:
         and torch.cuda.is_available()
         and torch.cuda.get_device_capability() >= (8, 0)
         and torch.backends.cuda.is_flash_attention_available()
+        and _works(head_width)
     )
+
+
+@torch.no_grad()
+def _works(head_width: int) -> bool:
+    """A few tokens there and back, two heads to a key: what a build of torch cannot do is known before a layer relies on it."""
+    query_MHD, key_MGD = (torch.ones(5, n, head_width, dtype=torch.bfloat16, device="cuda") for n in (2, 1))
+    starts = torch.tensor([0, 2, 5], dtype=torch.int32, device="cpu")
+    try:
+        out_MHD, lse_HM = forward(query_MHD, key_MGD, key_MGD, starts, 0.1, 0)
+        gradients = backward(out_MHD, query_MHD, key_MGD, key_MGD, out_MHD, lse_HM, starts, 0.1, 0)
+        return lse_HM.shape == (2, 5) and all(x.shape == y.shape for x, y in zip(gradients, (query_MHD, key_MGD, key_MGD), strict=True))
+    except RuntimeError:
+        return False
 
 
 def suits(*tensors: Tensor) -> bool:

@@ -176,7 +176,8 @@ class QuantizedLinear(QuantizedWeight):
     def _mm(self, x_MK: Tensor) -> Tensor:
         if not self._is_float8:
             return nn.functional.linear(x_MK, self.dense(x_MK.dtype), self.bias)
-        y_MN = float8.product(x_MK, self.q.codes, self.q.scales.stored)
+        stored: Any = self._parameters
+        y_MN = float8.product(x_MK, stored["stored_codes"], stored["stored_scales"])
         return y_MN if self.bias is None else y_MN.add_(self.bias)
 
     @property
@@ -186,8 +187,8 @@ class QuantizedLinear(QuantizedWeight):
     def mm_t(self, dy_MN: Tensor, onto: Tensor | None = None) -> Tensor:
         """dy @ W; added to `onto` in its place, if that is given."""
         if self._is_float8:
-            assert self.q.back is not None
-            dx_MK = float8.product(dy_MN, *self.q.back)
+            stored: Any = self._parameters
+            dx_MK = float8.product(dy_MN, stored["stored_back_codes"], stored["stored_back_scales"])
             return dx_MK if onto is None else onto.add_(dx_MK)
         weight_NK = self.dense(dy_MN.dtype)
         return torch.mm(dy_MN, weight_NK) if onto is None else onto.addmm_(dy_MN, weight_NK)
