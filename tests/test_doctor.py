@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith import doctor
-from tunesmith.doctor import GIB, check_disk, check_memory, check_number_format, check_threads
+from tunesmith.doctor import GIB, check_disk, check_gpu_kernels, check_memory, check_number_format, check_threads
 
 
 def test_facts_and_checks_are_there_and_are_json():
@@ -37,6 +37,10 @@ def test_facts_and_checks_are_there_and_are_json():
         (check_disk(1000), "fail", "0.0 GiB", "free some space"),
         (check_number_format("bfloat16", False), "ok", "bfloat16", ""),
         (check_number_format("float32", False), "note", "float32", "AMX"),
+        (check_gpu_kernels("H100", True, True, True), "ok", "H100; Triton, flash attention within documents, FP8", ""),
+        (check_gpu_kernels("A100", True, True, False), "ok", "no FP8", ""),
+        (check_gpu_kernels("V100", True, False, False), "note", "no flash attention", "Ampere"),
+        (check_gpu_kernels("A100", False, True, False), "note", "no Triton", "pip install triton"),
     ],
 )
 def test_each_state_of_the_machine_has_its_words_and_its_remedy(check, state, found, fix):

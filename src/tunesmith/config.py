@@ -225,7 +225,9 @@ class LoraConfig(Section):
 class QuantizationConfig(Section):
     """How `method: qlora` stores the base (Dettmers et al. 2023, arXiv 2305.14314); docs/quantization.md shows what each scheme loses."""
 
-    scheme: str = Field("nf4", description="nf4, fp4; int2 … int8: symmetric; affine2 … affine8: with a zero point")
+    scheme: str = Field(
+        "nf4", description="nf4, fp4; int2 … int8: symmetric; affine2 … affine8: with a zero point; fp8: multiplied as it is (H100)"
+    )
     block_size: int | None = Field(
         None, description="weights that share a scale, 32 to 4096; by default 64 (int8 and affine8: a whole row)"
     )

@@ -184,8 +184,28 @@ def check_gpu() -> Check:
     words = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free, CUDA {torch.version.cuda}"
     if free < 0.9 * total - GIB:
         return Check("GPU", "note", words, "nvidia-smi names the processes that hold the rest")
-    if _version("triton") == "not installed":
-        return Check("GPU", "note", f"{words}; no triton", "pip install triton: 4-bit weights are faster")
+    return check_gpu_kernels(words, *gpu_kernels())
+
+
+def gpu_kernels() -> tuple[bool, bool, bool]:
+    """Whether Triton, torch's flash attention within documents, and products in FP8 are at hand on this GPU."""
+    import torch
+
+    from tunesmith.kernels import flash_attention, float8, native
+
+    return native.uses_triton("cuda"), flash_attention.is_at_hand(64), float8.multiplies(torch.device("cuda", torch.cuda.current_device()))
+
+
+def check_gpu_kernels(words: str, triton: bool, flash: bool, fp8: bool) -> Check:
+    """words: of the GPU itself. Without the first two, layers are the families' own; FP8 is for those who ask for it."""
+    ways = {"Triton": triton, "flash attention within documents": flash, "FP8": fp8}
+    words = f"{words}; " + ", ".join(f"{'' if here else 'no '}{way}" for way, here in ways.items())
+    if not triton:
+        return Check(
+            "GPU", "note", words, "pip install triton, and no TUNESMITH_KERNELS=reference: fused layers and 4-bit weights are faster"
+        )
+    if not flash:
+        return Check("GPU", "note", words, "a GPU since Ampere and torch's own CUDA build: layers are not fused without it")
     return Check("GPU", "ok", words)
 
 

@@ -15,6 +15,7 @@ from tunesmith.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 def keeps_memory() -> bool:
@@ -71,6 +72,11 @@ def pick_device(name: str = "auto") -> "torch.device":
         return torch.device(name)
     except RuntimeError:
         raise BadInput(f'there is no device "{name}"', where="--device", fix="auto, cpu or cuda") from None
+
+
+def sent(tensor: "Tensor", device: "torch.device") -> "Tensor":
+    """On the device, without waiting for a GPU to finish what it was asked before: from memory that it can read by itself."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not tensor.is_cuda else tensor.to(device)
 
 
 def multiplies_bfloat16_fast(device: "torch.device") -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tunesmith.data.batches import IGNORED, Batch, collated, grouped
+from tunesmith.data.batches import IGNORED, Batch, collated, grouped, labels_at
 from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
 from tunesmith.kernels.linear_nll import linear_nll
@@ -61,7 +61,7 @@ class Scored(nn.Module):
         """
         weights_dtype = self.model.get_input_embeddings().weight.dtype
         autocast = self.compute_dtype == torch.bfloat16 and weights_dtype == torch.float32
-        at = torch.nonzero(batch.labels_BT.flatten() != IGNORED)[:, 0]
+        at = batch.at_N if batch.at_N is not None else labels_at(batch.labels_BT)
         target_N = batch.labels_BT.flatten()[at]
         reads = {"input_ids": batch.ids_BT, "use_cache": False}
         if batch.positions_BT is not None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tunesmith.kernels.linear_nll import linear_nll, linear_nll_reference
+from tunesmith.kernels.linear_nll import linear_nll, linear_nll_reference, tokens_of_chunk
 
 N, D, V, CHUNK = 23, 19, 53, 7  # nothing divides anything
 NAMES = ("sum", "d hidden", "d head", "d bias")
@@ -137,3 +137,10 @@ def test_the_second_backward_pass_of_a_kept_graph_adds_the_same_gradient():
     once = hidden_ND.grad.clone()
     (3 * total).backward()
     assert torch.allclose(hidden_ND.grad, 4 * once)
+
+
+def test_a_gpu_gets_few_large_pieces_and_a_cpu_those_that_its_cache_holds():
+    assert tokens_of_chunk("cpu", 2 * 128_256) == 256
+    assert tokens_of_chunk("cuda", 2 * 128_256) == 4096  # 1 GB of logits
+    assert tokens_of_chunk("cuda", 2 * 262_144) == 2048
+    assert tokens_of_chunk("cuda", 2 * 5_000_000) == 256

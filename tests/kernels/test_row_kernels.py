@@ -2,22 +2,28 @@
 
 import pytest
 import torch
+from tests.triton_interpreter import force_triton
 
 from tunesmith.kernels import native, rows
 
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # Triton's interpreter is numpy
+
 WIDTHS = [1, 15, 16, 100, 577]  # nothing divides anything
-PATHS = ["c", "c-avx2", "c-scalar", "reference"]
+PATHS = ["c", "c-avx2", "c-scalar", "reference", "triton"]
 
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     monkeypatch.setenv(native.VARIABLE, request.param)
-    if request.param != "reference" and native.library_file() is None:
+    if request.param not in ("reference", "triton") and native.library_file() is None:
         pytest.skip("no C compiler at installation")
+    with torch.device(force_triton(monkeypatch) if request.param == "triton" else "cpu"):
+        yield request.param
 
 
 def numbers(*shape, seed=0, by=1.0):
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * by).bfloat16()
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu") * by
+    return drawn.bfloat16().to(torch.get_default_device())
 
 
 def leaf(x):
@@ -162,8 +168,36 @@ def test_cross_entropy_of_a_token_that_is_out_of_reach_and_of_nan(path):
 
 @pytest.mark.parametrize("target", [-100, 40])
 def test_a_target_beyond_the_words_is_refused_and_nothing_is_read_there(path, target):
+    if path == "triton":  # to ask would be to wait for the GPU
+        assert rows.cross_entropy_(numbers(2, 40), torch.tensor([3, target]), gradient=True).isnan()
+        return
     with pytest.raises((IndexError, RuntimeError)):
         rows.cross_entropy_(numbers(2, 40), torch.tensor([3, target]), gradient=True)
+
+
+def test_a_vocabulary_longer_than_a_piece_of_the_kernel(monkeypatch):
+    with torch.device(force_triton(monkeypatch)):
+        logits, target = numbers(3, 20_001, by=4), torch.tensor([0, 8_192, 20_000])
+        logits[1, 9_000:9_005] = -torch.inf
+        exact = leaf(logits)
+        nll = torch.nn.functional.cross_entropy(exact, target, reduction="sum")
+        nll.backward()
+        assert float(rows.cross_entropy_(logits, target, gradient=True)) == pytest.approx(float(nll.detach()), rel=1e-6)
+        assert error(logits, exact.grad) < 2**-8
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["float32", "bfloat16"])
+def test_a_weights_gradient_over_more_rows_than_programs(monkeypatch, wide):
+    """Each program takes several blocks of rows; in float32 all but the last bits are right."""
+    with torch.device(force_triton(monkeypatch)):
+        n = 5003  # of 3: four rows of the tile's width are 1,024 rows a program
+        x, weight, dy = (x if wide else x.float() for x in (numbers(n, 3), numbers(3, seed=1), numbers(n, 3, seed=2)))
+        _, inverse, _ = rows.rmsnorm(x, weight, 1e-5)
+        dx, d_weight = rows.rmsnorm_backward(dy, x, inverse, weight, wants_weight=True)
+        exact, w = leaf(x), leaf(weight)
+        (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + 1e-5) * w).backward(dy.double())
+        assert error(dx, exact.grad) < (2**-8 if wide else 1e-6)
+        assert error(d_weight, w.grad) < 1e-5
 
 
 def test_float32_is_done_by_the_references():

@@ -161,7 +161,7 @@ def test_fifty_refusals_at_random_micro_batches_give_the_same_gradients_with_eac
             batches, n_again, again = _gradients(ready, scored, optimizer, Cuts(folder, ready), step)
         assert len(refused) == 1, n
         assert n_again == n_trained
-        assert sum(again) == pytest.approx(sum(losses), rel=1e-5)
+        assert float(sum(again)) == pytest.approx(float(sum(losses)), rel=1e-5)
         rows = Counter(example.source for example in ready.step_rows.of_step(step))
         assert Counter(source for batch in batches for source in batch.sources) == rows
         assert Counter(source for batch in seen[at + 1 :] for source in batch.sources) == rows, "computed once each"

@@ -22,6 +22,7 @@ from tunesmith.data.packing import Row, computed_tokens, fill, row_of
 from tunesmith.data.stored import StoredExamples
 from tunesmith.data.template import Example
 from tunesmith.errors import BadInput
+from tunesmith.hardware import sent
 
 LENGTH_STEP = 32  # tokens; rows are padded to a multiple of it
 IGNORED = -100  # the label that no loss counts
@@ -35,6 +36,7 @@ class Batch:
     positions_BT, document_BT   of a packed row (B = 1): positions restart with each document; None where each row is one example.
                                 document_BT stays on the CPU, where the layout of attention is made from it
     parent_S                    of each document the one that it continues (data/packing.py), -1: none; None: no document continues another
+    at_N                        int64: where labels are, in the flattened batch; noted on the way to a GPU, of which it would have to be asked
     """
 
     ids_BT: Tensor
@@ -44,13 +46,22 @@ class Batch:
     positions_BT: Tensor | None = None
     document_BT: Tensor | None = None
     parent_S: Tensor | None = None
+    at_N: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        def there(tensor_BT: Tensor) -> Tensor:
-            return tensor_BT.to(device, non_blocking=True)
+        positions_BT = sent(self.positions_BT, device) if self.positions_BT is not None else None
+        at_N = self.at_N if self.at_N is not None else labels_at(self.labels_BT)
+        return replace(
+            self,
+            ids_BT=sent(self.ids_BT, device),
+            labels_BT=sent(self.labels_BT, device),
+            positions_BT=positions_BT,
+            at_N=sent(at_N, device),
+        )
 
-        positions_BT = there(self.positions_BT) if self.positions_BT is not None else None
-        return replace(self, ids_BT=there(self.ids_BT), labels_BT=there(self.labels_BT), positions_BT=positions_BT)
+
+def labels_at(labels_BT: Tensor) -> Tensor:
+    return torch.nonzero(labels_BT.flatten() != IGNORED)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloa
     """
     must_be_new(output)
     written_dtype(dtype)
+    must_be_for_files(scheme, "--scheme fp8")
     if is_quantised(name):
         raise BadInput("this model is quantised already", where=name, fix="give the model that it was made from")
     if find_model(name).resolve() in output.absolute().resolve().parents:
@@ -73,6 +74,14 @@ def write_quantized(name: str, scheme: Scheme, output: Path, dtype: str = "bfloa
         if theirs
         else f"opens in tunesmith only: bitsandbytes has no {lacking}",
     ]
+
+
+def must_be_for_files(scheme: Scheme, where: str) -> None:
+    """FP8 keeps each weight twice, for two directions of a product: coded while a model loads, and no smaller in a file than bfloat16."""
+    if scheme.is_float8:
+        raise BadInput(
+            "fp8 is coded while a model loads, and not kept in files", where=where, fix="int8; or quantization.scheme: fp8 of a run"
+        )
 
 
 def written_dtype(name: str) -> torch.dtype:

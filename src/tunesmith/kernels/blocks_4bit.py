@@ -19,14 +19,12 @@ them bit for bit. Blocks and nested scales: Dettmers et al. 2023 (arXiv 2305.143
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tunesmith.kernels.native import compiled
+from tunesmith.kernels.native import compiled, uses_triton
 
 GROUP = 256  # scales that share a second-level scale
 LEAST_SCALE = 1e-38  # a block is never divided by less: an all-zero one gives zeros, not NaN
@@ -70,7 +68,8 @@ def dequantize_4bit(
         _check("nested.groups", nested.groups, (-(-len(absmax) // GROUP),), (torch.float32,), codes_NP.device)
     if out_NK.numel() == 0:
         return out_NK
-    if out_NK.is_cuda and (kernels := _triton()) is not None:
+    if out_NK.is_cuda and uses_triton("cuda"):
+        kernels = importlib.import_module("tunesmith.kernels.blocks_4bit_triton")
         table_256, groups, offset = (nested.table_256, nested.groups, nested.offset) if nested else (None, None, 0.0)
         with torch.cuda.device(out_NK.device):
             kernels.dequantize_4bit_triton(codes_NP, levels_16, absmax, block_size, out_NK, table_256, groups, offset)
@@ -183,15 +182,6 @@ def _pieces(n_rows: int, n_columns: int, block_size: int) -> tuple[int, Iterator
 def n_threads(numbers_NK: Tensor) -> int:
     """Of a compiled kernel over so many numbers: few are not worth waking the others."""
     return torch.get_num_threads() if numbers_NK.numel() >= ONE_THREAD else 1
-
-
-@cache
-def _triton() -> Any:
-    """The Triton kernels, or None where Triton is not installed."""
-    try:
-        return importlib.import_module("tunesmith.kernels.blocks_4bit_triton")
-    except ImportError:
-        return None
 
 
 def _check_codes(codes_NP: Tensor, absmax: Tensor, dtype: torch.dtype, block_size: int, n_rows: int, n_columns: int) -> None:

@@ -9,9 +9,10 @@
 
 H / G neighbouring heads share a key. On a CPU with AMX, bfloat16 tensors are worked on by compiled C (causal_attention.c) a document and a head
 of keys at a time, 32 queries or keys in the cache; scores are computed again in the backward pass. A document that others continue is given
-the sum of their gradients in the order of the row: the same bits each time. Elsewhere the reference: the documents one by one.
+the sum of their gradients in the order of the row: the same bits each time. On a GPU torch's flash attention does it (flash_attention.py) where
+no document continues another. Elsewhere the reference: the documents one by one.
 
-Source: Dao et al. 2022, FlashAttention (arXiv 2205.14135), algorithms 1 and 4; Ainslie et al. 2023 (arXiv 2305.13245) for shared keys.
+Sources: Dao et al. 2022, FlashAttention (arXiv 2205.14135), algorithms 1 and 4; Ainslie et al. 2023 (arXiv 2305.13245) for shared keys.
 """
 
 from itertools import pairwise
@@ -19,13 +20,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.native import Compiled, compiled
+from tunesmith.kernels import flash_attention
+from tunesmith.kernels.native import Compiled, compiled, uses_triton
 from tunesmith.kernels.operations import operation
 
 
-def is_fast(head_width: int) -> bool:
-    """Whether bfloat16 heads of this width are worked on by compiled C."""
-    native = compiled()
+def is_fast(head_width: int, device_type: str = "cpu") -> bool:
+    """Whether bfloat16 heads of this width are worked on by compiled C, or on a GPU by flash attention beside Triton's row operations."""
+    if uses_triton(device_type):
+        return device_type == "cpu" or flash_attention.is_at_hand(head_width)  # "cpu": Triton's interpreter, in tests
+    native = compiled() if device_type == "cpu" else None
     return native is not None and native.has_amx and head_width % 16 == 0
 
 
@@ -56,6 +60,8 @@ def causal_attention(
 def _work(
     query_MHD: Tensor, key_MGD: Tensor, value_MGD: Tensor, starts: Tensor, parents: Tensor | None, scale: float, window: int
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if parents is None and uses_triton(query_MHD.device.type) and flash_attention.suits(query_MHD, key_MGD, value_MGD):
+        return flash_attention.forward(query_MHD, key_MGD, value_MGD, starts, scale, window)
     native = fast(query_MHD, key_MGD, value_MGD)
     if native is None:
         return causal_attention_reference(query_MHD, key_MGD, value_MGD, starts, scale, window or None, parents)
@@ -105,6 +111,8 @@ def _backward_work(
     parents: Tensor | None, scale: float, window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     tensors = (query_MHD, key_MGD, value_MGD, out_MHD, d_out_MHD)
+    if parents is None and uses_triton(query_MHD.device.type) and flash_attention.suits(*tensors):
+        return flash_attention.backward(d_out_MHD, query_MHD, key_MGD, value_MGD, out_MHD, lse_HM, starts, scale, window)
     native = fast(*tensors)
     if native is None:
         return causal_attention_backward_reference(d_out_MHD, query_MHD, key_MGD, value_MGD, starts, scale, window or None, parents)

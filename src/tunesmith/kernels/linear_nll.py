@@ -3,7 +3,7 @@
     nll_sum = linear_nll(hidden_ND, head_VD, bias_V, target_N)     # a sum, never a mean
 
 The logits of N tokens over V words are the largest tensor of a small model's training (4,096 x 49,152 floats are 800 MB).
-Here the head runs over a few hundred tokens at a time; each piece's gradient is made in the forward pass while its logits
+Here the head runs over a few hundred tokens at a time (a few thousand on a GPU); each piece's gradient is made in the forward pass while its logits
 are at hand, and the backward pass only scales it. Idea: Wijmans et al. 2024, "Cut Your Losses" (arXiv 2411.09009) and the
 chunked losses of Liger; the code is ours.
 """
@@ -18,6 +18,7 @@ from tunesmith.kernels.rows import cross_entropy_, is_compiled
 from tunesmith.kernels.weight_gradient import add_weight_gradient_, weight_gradient
 
 CHUNK_TOKENS = 256  # rows whose logits, of a 50k vocabulary, stay in the cache of a CPU; see docs/log.md
+GPU_CHUNK_BYTES = 1 << 30  # of logits on a GPU, whose products want thousands of rows and which has no cache of such a size to stay in
 ROWS_STEP = 32  # the last chunk is filled up to a multiple: a CPU's library compiles bfloat16 products for each number of rows
 GRADIENT_TOKENS = (
     1024  # whose logits are kept for one product with the states where the head is trained: each passes over a gradient of all words
@@ -31,15 +32,23 @@ def linear_nll_reference(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | No
     return torch.nn.functional.cross_entropy(logits_NV.float(), target_N, reduction="sum")
 
 
-def linear_nll(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> Tensor:
+def linear_nll(
+    hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, chunk_tokens: int | None = None
+) -> Tensor:  # fmt: skip
     """The same sum, by chunks of tokens; hidden and head are multiplied in hidden's dtype, everything else is float32.
 
     hidden_ND   states of the positions that are scored
     head_VD     output embeddings in any float dtype; gets a gradient if it requires one (summed in float32)
     target_N    int64, the word after each position
     """
+    chunk_tokens = chunk_tokens or tokens_of_chunk(hidden_ND.device.type, len(head_VD) * hidden_ND.element_size())
     result: Tensor = _LinearNll.apply(hidden_ND, head_VD, bias_V, target_N, chunk_tokens)  # type: ignore[no-untyped-call]
     return result
+
+
+def tokens_of_chunk(device_type: str, row_bytes: int) -> int:
+    """How many rows of logits of so many bytes are worked on at a time."""
+    return CHUNK_TOKENS if device_type == "cpu" else max(CHUNK_TOKENS, GPU_CHUNK_BYTES // row_bytes // CHUNK_TOKENS * CHUNK_TOKENS)
 
 
 class _LinearNll(torch.autograd.Function):

@@ -8,6 +8,7 @@ It knows nothing of Python or torch, so it fits every version of both. It is loa
 
     pip install -e . --no-deps --no-build-isolation            # builds it again after a change of a .c file
     TUNESMITH_KERNELS=reference                                    # or c, c-avx2, c-scalar: forces a path, for tests and comparisons
+    TUNESMITH_KERNELS=triton TRITON_INTERPRET=1                    # a GPU's kernels on a CPU, number by number: for tests without a GPU
 """
 
 import ctypes
@@ -15,9 +16,10 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch  # noqa: F401 - its OpenMP library must be in the process before ours asks for one
+import torch  # its OpenMP library must be in the process before ours asks for one
 
 from tunesmith.errors import BadInput
 
@@ -40,6 +42,23 @@ def compiled() -> Compiled | None:
     Raises BadInput if TUNESMITH_KERNELS asks for what is not there.
     """
     return _choose(os.environ.get(VARIABLE, ""))
+
+
+def uses_triton(device_type: str) -> bool:
+    """Whether Triton's kernels work on tensors of such a device.
+
+    On a GPU they do wherever Triton is installed; on a CPU only where TUNESMITH_KERNELS=triton asks for its interpreter.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "reference" or (device_type != "cuda" and (device_type != "cpu" or wanted != "triton")):
+        return False
+    _choose(wanted)  # refuses what is not there
+    return has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def describe() -> str:
@@ -66,9 +85,15 @@ def library_file() -> Path | None:
 
 @cache
 def _choose(wanted: str) -> Compiled | None:
-    if wanted not in ("", "reference", "c", *FORCED):
-        raise BadInput(f'there are no kernels "{wanted}"', where=VARIABLE, fix=f"one of reference, c, {', '.join(FORCED)}, or nothing")
-    if wanted == "reference":
+    if wanted not in ("", "reference", "c", *FORCED, "triton"):
+        raise BadInput(
+            f'there are no kernels "{wanted}"', where=VARIABLE, fix=f"one of reference, c, {', '.join(FORCED)}, triton, or nothing"
+        )
+    if wanted == "triton" and os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+        raise BadInput(
+            "Triton's kernels need a GPU, or its interpreter", where=f"{VARIABLE}=triton", fix="TRITON_INTERPRET=1 as well, or nothing"
+        )
+    if wanted in ("reference", "triton"):
         return None
     library = _load()
     if isinstance(library, str):

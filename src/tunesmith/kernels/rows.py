@@ -9,15 +9,17 @@
     nll = cross_entropy_(logits_NV, target_N, gradient=True)                            # logits become softmax - one-hot
 
 In torch each of these is several passes over memory, each with a tensor of its own; here it is one. On a CPU bfloat16 tensors are worked on
-by compiled C (rows.c, found by native.py), everything else by the references below. Both compute in float32 at least; C rounds once at the
-end, so its error is no larger than the reference's own in bfloat16.
+by compiled C (rows.c, found by native.py), on a GPU all but float64 by Triton (rows_triton.py), everything else by the references below. All
+compute in float32 at least; C and Triton round once at the end, so their error is no larger than the reference's own in bfloat16.
 
 Sources: RMSNorm: Zhang & Sennrich 2019 (arXiv 1910.07467), equation 4; rotary positions: Su et al. 2021 (arXiv 2104.09864), section 3.4.2, in
 the form of transformers (halves, not neighbours); gated activations: Shazeer 2020 (arXiv 2002.05202), equation 6; noise from counters instead
 of a generator's state: Salmon et al. 2011 (doi 10.1145/2063384.2063405), here with the finalisers of splitmix64 and Wellons' lowbias32.
 """
 
-from typing import Literal
+import importlib
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,11 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunesmith.kernels.blocks_4bit import n_threads
-from tunesmith.kernels.native import Compiled, compiled
+from tunesmith.kernels.native import Compiled, compiled, uses_triton
 from tunesmith.kernels.operations import operation
 
 Activation = Literal["silu", "gelu_tanh"]
 KINDS: tuple[Activation, ...] = ("silu", "gelu_tanh")  # by the number that the library knows them by
+NARROW = (torch.float32, torch.bfloat16, torch.float16)  # what Triton's way is for
 
 
 def fast(*tensors: Tensor | None, among: tuple[torch.dtype, ...] = (torch.bfloat16,)) -> Compiled | None:
@@ -42,9 +45,23 @@ def fast(*tensors: Tensor | None, among: tuple[torch.dtype, ...] = (torch.bfloat
 EITHER = (torch.bfloat16, torch.float32)
 
 
+def on_gpu(*tensors: Tensor | None) -> Any:
+    """Triton's way, where all tensors are on a GPU, of at most 32 bits, with neighbouring numbers in their last dimension; otherwise None."""
+    held = [tensor for tensor in tensors if tensor is not None]
+    suits = all(t.dtype in NARROW and (t.ndim == 0 or t.stride(-1) == 1) and t.device == held[0].device for t in held)
+    return importlib.import_module("tunesmith.kernels.rows_triton") if suits and uses_triton(held[0].device.type) else None
+
+
 def is_compiled(tensor: Tensor) -> bool:
-    """Whether operations on such a tensor are compiled: also of one that only has a shape."""
-    return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 and compiled() is not None
+    """Whether operations on such a tensor are compiled, by whichever compiler: also of one that only has a shape."""
+    if tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 and compiled() is not None:
+        return True
+    return on_gpu(tensor) is not None
+
+
+def _there(tensor: Tensor) -> Any:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def _in_place(*_arguments: object) -> None:
@@ -74,13 +91,18 @@ def _rmsnorm_work(
     x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float, added_MD: Tensor | None, narrow: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     native = _fast_norm(x_MD, weight_D, added_MD) if narrow == (x_MD.dtype == torch.float32) else None
+    triton = on_gpu(x_MD, weight_D, added_MD)
     nothing = x_MD.new_empty(0)
-    if native is None:
+    if native is None and triton is None:
         sum_MD = x_MD if added_MD is None else x_MD + added_MD
         y_MD, inverse_M = rmsnorm_reference(sum_MD, weight_D, epsilon, offset)
         return y_MD.bfloat16() if narrow else y_MD, inverse_M, nothing if added_MD is None else sum_MD
     x_MD, added_MD = x_MD.contiguous(), None if added_MD is None else added_MD.contiguous()
     y_MD, inverse_M, sum_MD = _rmsnorm_shapes(x_MD, weight_D, epsilon, offset, added_MD, narrow)
+    if native is None:
+        with _there(x_MD):
+            triton.rmsnorm_triton(x_MD, weight_D, epsilon, offset, added_MD, y_MD, inverse_M, sum_MD)
+        return y_MD, inverse_M, sum_MD
     n, width = x_MD.shape
     native.library.tunesmith_rmsnorm(
         native.path, n_threads(x_MD), n, width, epsilon, offset, narrow, weight_D.dtype == torch.float32, x_MD.data_ptr(), _address(added_MD),
@@ -131,12 +153,16 @@ def _rmsnorm_backward_work(
     dy_MD: Tensor, x_MD: Tensor, inverse_M: Tensor, weight_D: Tensor, offset: float, added_MD: Tensor | None, wants_weight: bool
 ) -> tuple[Tensor, Tensor]:
     native = _fast_norm(x_MD, weight_D, dy_MD) if added_MD is None or added_MD.dtype == x_MD.dtype else None
-    if native is None:
+    triton = on_gpu(dy_MD, x_MD, weight_D, added_MD)
+    if native is None and triton is None:
         return rmsnorm_backward_reference(dy_MD, x_MD, inverse_M, weight_D, offset, added_MD, wants_weight)
     dy_MD, x_MD, added_MD = dy_MD.contiguous(), x_MD.contiguous(), None if added_MD is None else added_MD.contiguous()
+    dx_MD = torch.empty_like(x_MD)
+    if native is None:
+        with _there(x_MD):
+            return dx_MD, triton.rmsnorm_backward_triton(dy_MD, x_MD, inverse_M, weight_D, offset, added_MD, dx_MD, wants_weight)
     n, width = x_MD.shape
     threads = n_threads(x_MD)
-    dx_MD = torch.empty_like(x_MD)
     parts = torch.zeros(threads if wants_weight else 0, width, dtype=torch.float32)
     native.library.tunesmith_rmsnorm_back(
         native.path, threads, n, width, offset, x_MD.dtype == torch.float32, weight_D.dtype == torch.float32, dy_MD.data_ptr(), x_MD.data_ptr(),
@@ -185,11 +211,17 @@ def rotate_(x_MHD: Tensor, cos_MR: Tensor, sin_MR: Tensor, back: bool = False) -
 
 def _rotate_work(x_MHD: Tensor, cos_MR: Tensor, sin_MR: Tensor, back: bool) -> None:
     native = fast(cos_MR, sin_MR, among=(cos_MR.dtype,)) if fast(x_MHD) is not None and cos_MR.dtype in EITHER else None
-    if native is None or x_MHD.stride(1) != x_MHD.shape[2]:
+    triton = on_gpu(x_MHD, cos_MR, sin_MR)
+    if (native is None and triton is None) or x_MHD.stride(1) != x_MHD.shape[2]:
         x_MHD.copy_(rotate_reference(x_MHD, cos_MR, sin_MR, back))
         return
-    n, heads, width = x_MHD.shape
     cos_MR, sin_MR = cos_MR.contiguous(), sin_MR.contiguous()
+    if native is None:
+        with _there(x_MHD):
+            triton.rotate_triton_(x_MHD, cos_MR, sin_MR, back)
+        torch.autograd.graph.increment_version(x_MHD)
+        return
+    n, heads, width = x_MHD.shape
     native.library.tunesmith_rotary(
         native.path, n_threads(x_MHD), n, heads, width, cos_MR.shape[1], x_MHD.stride(0), x_MHD.data_ptr(), cos_MR.data_ptr(), sin_MR.data_ptr(),
         cos_MR.dtype == torch.float32, -1.0 if back else 1.0,
@@ -222,6 +254,11 @@ def gate(kind: Activation, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
 
 
 def _gate_work(kind: int, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
+    if (triton := on_gpu(gate_MF, up_MF)) is not None:
+        y_MF = _gate_shapes(kind, gate_MF, up_MF)
+        with _there(y_MF):
+            triton.gate_triton(KINDS[kind] == "gelu_tanh", gate_MF, up_MF, y_MF)
+        return y_MF
     native = fast(gate_MF, up_MF)
     if native is None or gate_MF.stride(0) != up_MF.stride(0):
         return gate_reference(KINDS[kind], gate_MF, up_MF)
@@ -255,6 +292,12 @@ def gate_backward_(kind: Activation, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tens
 
 
 def _gate_backward_work(kind: int, dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor) -> tuple[Tensor, Tensor]:
+    if (triton := on_gpu(dy_MF, gate_MF, up_MF)) is not None and dy_MF.is_contiguous():
+        d_gate_MF, d_up_MF = _gate_backward_shapes(kind, dy_MF, gate_MF, up_MF)
+        with _there(dy_MF):
+            triton.gate_backward_triton_(KINDS[kind] == "gelu_tanh", dy_MF, gate_MF, up_MF, d_gate_MF, d_up_MF)
+        torch.autograd.graph.increment_version(dy_MF)
+        return d_gate_MF, d_up_MF
     native = fast(dy_MF, gate_MF, up_MF)
     if native is None or gate_MF.stride(0) != up_MF.stride(0) or not dy_MF.is_contiguous():
         y_MF, d_gate_MF, d_up_MF = gate_backward_reference(KINDS[kind], dy_MF, gate_MF, up_MF)
@@ -348,12 +391,20 @@ def _hashes(seed: int, n_rows: int, n_columns: int) -> NDArray[np.uint32]:
 
 
 def cross_entropy_(logits_NV: Tensor, target_N: Tensor, gradient: bool) -> Tensor:
-    """Sum over rows of -log softmax(logits)[target], float64; with `gradient` the logits become softmax - one-hot, in place."""
+    """Sum over rows of -log softmax(logits)[target], float64; with `gradient` the logits become softmax - one-hot, in place.
+
+    A target that is none of the words is an error; on a GPU, where asking would mean waiting, the sum is NaN then.
+    """
     nll: Tensor = _cross_entropy(logits_NV, target_N, gradient)
     return nll
 
 
 def _cross_entropy_work(logits_NV: Tensor, target_N: Tensor, gradient: bool) -> Tensor:
+    if (triton := on_gpu(logits_NV)) is not None and logits_NV.is_contiguous():
+        with _there(logits_NV):
+            nll: Tensor = triton.cross_entropy_triton_(logits_NV, target_N.contiguous(), gradient)
+        torch.autograd.graph.increment_version(logits_NV)
+        return nll
     native = fast(logits_NV)
     if native is None or not logits_NV.is_contiguous():
         return cross_entropy_reference_(logits_NV, target_N, gradient)

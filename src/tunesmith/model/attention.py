@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import BadInput
+from tunesmith.hardware import sent
 from tunesmith.kernels.causal_attention import causal_attention, causal_attention_backward, is_fast
 
 NAME = "tunesmith"  # of this attention among those that transformers knows
@@ -179,7 +180,7 @@ class Layout:
         if shared:
             longest = (0, max(length + (0 if parent < 0 else lengths[parent]) for length, parent in zip(lengths, parents, strict=True)))
         return cls(
-            tuple(groups), token_P.to(device), slot_T.to(device), None if bool(real_P.all()) else real_P.to(device), longest,
+            tuple(groups), sent(token_P, device), sent(slot_T, device), None if bool(real_P.all()) else sent(real_P, device), longest,
             torch.tensor(starts, dtype=torch.int32), torch.tensor(parents, dtype=torch.int32) if shared else None,
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import BadInput
+from tunesmith.kernels import float8
 from tunesmith.quant.scheme import Scheme
 from tunesmith.quant.tensor import Layout, QTensor, dequantize_into, dequantize_rows, from_tensors
 
@@ -155,7 +156,10 @@ class QuantizedWeight(nn.Module):
 
 
 class QuantizedLinear(QuantizedWeight):
-    """A linear layer with its bias, de-quantised at the moment of use, forward and backward; products are made in the dtype of their input."""
+    """A linear layer with its bias, de-quantised at the moment of use, forward and backward; products are made in the dtype of their input.
+
+    In FP8 products are made of the codes themselves, forward with those of W, backward with those of its transpose (kernels/float8.py).
+    """
 
     def __init__(self, n_outputs: int, n_inputs: int, bias: nn.Parameter | None, dtype: torch.dtype, transposed: bool = False) -> None:
         super().__init__(n_outputs, n_inputs, dtype)
@@ -167,10 +171,25 @@ class QuantizedLinear(QuantizedWeight):
         if torch.is_grad_enabled() and x_MK.requires_grad:
             result: Tensor = _QuantizedProduct.apply(x_MK, self)  # type: ignore[no-untyped-call]
             return result
-        return nn.functional.linear(x_MK, self.dense(x_MK.dtype), self.bias)
+        return self._mm(x_MK)
+
+    def _mm(self, x_MK: Tensor) -> Tensor:
+        if not self._is_float8:
+            return nn.functional.linear(x_MK, self.dense(x_MK.dtype), self.bias)
+        stored: Any = self._parameters
+        y_MN = float8.product(x_MK, stored["stored_codes"], stored["stored_scales"])
+        return y_MN if self.bias is None else y_MN.add_(self.bias)
+
+    @property
+    def _is_float8(self) -> bool:
+        return self.scheme is not None and self.scheme.is_float8
 
     def mm_t(self, dy_MN: Tensor, onto: Tensor | None = None) -> Tensor:
         """dy @ W; added to `onto` in its place, if that is given."""
+        if self._is_float8:
+            stored: Any = self._parameters
+            dx_MK = float8.product(dy_MN, stored["stored_back_codes"], stored["stored_back_scales"])
+            return dx_MK if onto is None else onto.add_(dx_MK)
         weight_NK = self.dense(dy_MN.dtype)
         return torch.mm(dy_MN, weight_NK) if onto is None else onto.addmm_(dy_MN, weight_NK)
 
@@ -196,7 +215,7 @@ class _QuantizedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MK: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
-        return nn.functional.linear(x_MK, layer.dense(x_MK.dtype), layer.bias)
+        return layer._mm(x_MK)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:

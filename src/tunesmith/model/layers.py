@@ -14,8 +14,8 @@ Which norms, activation and biases a layer has is asked of its modules; whether 
 on a few tokens, answer and gradient (`_agrees`). Families whose layers are put together otherwise keep their own forward. So does a
 single call that this is not for: a cache, a mask of another kind than "all of its document up to itself".
 
-Children keep their names, so files, optimizer state and sharding see the same tensors. The fast path is bfloat16 on a CPU with AMX
-(kernels/rows.py, kernels/causal_attention.py); its reference is the family's own code.
+Children keep their names, so files, optimizer state and sharding see the same tensors. The fast path is bfloat16 on a CPU with AMX or on a GPU
+with Triton (kernels/rows.py, kernels/causal_attention.py); its reference is the family's own code.
 """
 
 from collections.abc import Callable, Sequence
@@ -428,7 +428,7 @@ class Fused:
     def parts(self, x: Tensor) -> Parts | None:
         """Projections with the adapters that answer now; None where the layer itself must do it."""
         wide = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        if not (wide or x.dtype == torch.bfloat16) or x.device.type != "cpu" or not is_fast(self.form.head_width):
+        if not (wide or x.dtype == torch.bfloat16) or (wide and x.device.type != "cpu") or not is_fast(self.form.head_width, x.device.type):
             return None
         attention, mlp = self.layer.get_submodule("self_attn"), self.layer.get_submodule("mlp")
         training = self.layer.training
@@ -439,8 +439,8 @@ class Fused:
             for module, names in ((attention, QUERY_KEY_VALUE), (attention, ("o_proj",)), (mlp, GATE_UP), (mlp, ("down_proj",)))
             for name, projection in zip(names, _projections([module.get_submodule(name) for name in names], x.dtype, training), strict=True)
         }
-        if None in found.values():
-            return None
+        if None in found.values() or (x.device.type != "cpu" and any(p is not None and p.dropout for p in found.values())):
+            return None  # noise from counters is compiled for CPUs
         each: Any = found
         query_norm, key_norm = (getattr(attention, name).weight if self.form.norms_heads else None for name in ("q_norm", "k_norm"))
         layer: Any = self.layer
@@ -519,7 +519,7 @@ def fuse_layers(model: Any) -> None:
     kinds: dict[tuple[type, Form], bool] = {}
     for layer in model.modules():
         form = form_of(layer) if set(layer._modules) == CHILDREN else None
-        if form is None or not is_fast(form.head_width):
+        if form is None or not is_fast(form.head_width, layer.input_layernorm.weight.device.type):
             continue
         kind = (type(layer), form)
         if kind not in kinds:

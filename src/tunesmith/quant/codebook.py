@@ -48,6 +48,17 @@ def codebook(name: str) -> Codebook:
 
 
 @cache
+def codebook_on(name: str, device: torch.device) -> Codebook:
+    """The same where it is needed: copied once, as a copy with every weight would make the processor wait for the GPU each time."""
+    return codebook(name).to(device)
+
+
+@cache
+def dynamic_map_on(device: torch.device) -> Tensor:
+    return dynamic_map().to(device)
+
+
+@cache
 def dynamic_map(signed: bool = True) -> Tensor:
     """256 float32 levels in rising order: 0, 1, and ± the midpoints of 2^i equal parts of [0.1, 1], times 10^(i - 6), for i = 0 … 6.
 

@@ -10,12 +10,13 @@ group's largest size. Source: Dettmers et al. 2023 (arXiv 2305.14314), section 3
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tunesmith.kernels.blocks_4bit import GROUP, LEAST_SCALE, Nested, block_scales
-from tunesmith.quant.codebook import dynamic_map, nearest_level
+from tunesmith.quant.codebook import dynamic_map, dynamic_map_on, nearest_level
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class Scales:
         scaled = (padded * (1.0 / groups.clamp(min=LEAST_SCALE))[:, None]).clamp(-1, 1).view(-1)[: len(rest_G)]
         return cls(nearest_level(scaled, dynamic_map().to(scaled.device)), groups, offset)
 
-    @property
+    @cached_property  # its offset is a number, which a GPU has to be waited for
     def nested(self) -> Nested | None:
         """What the 4-bit kernels need to fold the second level in."""
         if self.groups is None or self.offset is None:
             return None
-        return Nested(dynamic_map().to(self.stored.device), self.groups, float(self.offset))
+        return Nested(dynamic_map_on(self.stored.device), self.groups, float(self.offset))
 
     def values(self) -> Tensor:
         """float32 [G]."""

@@ -7,6 +7,7 @@ name                      codes                             one scale for
 nf4, fp4                  16 levels of a codebook            a block (64)
 int2 … int8               symmetric: -max … max              a block (64); int8: a row
 affine2 … affine8         asymmetric: scale and zero point   a block (64); affine8: a row
+fp8                       e4m3, multiplied as it is          a row, and a column of the transposed weight, which is stored too
 """
 
 import math
@@ -18,6 +19,7 @@ from tunesmith.kernels.blocks_4bit import GROUP
 from tunesmith.quant.affine import Levels, place_of
 
 NAMES = ("nf4", "fp4", *(f"int{bits}" for bits in range(2, 9)), *(f"affine{bits}" for bits in range(2, 9)))
+FLOAT8 = "fp8"  # beside NAMES: no weights in few bits that are de-quantised, but codes that are multiplied
 DEFAULT_BLOCK = 64
 
 
@@ -43,6 +45,11 @@ class Scheme:
         return self.name in ("nf4", "fp4")
 
     @property
+    def is_float8(self) -> bool:
+        """Codes that products are made of, and not weights that codes stand for (kernels/float8.py)."""
+        return self.name == FLOAT8
+
+    @property
     def has_zero_point(self) -> bool:
         return self.name.startswith("affine")
 
@@ -65,7 +72,9 @@ class Scheme:
         return 4 if self.bits == 2 else 2 if self.bits <= 4 else 1
 
     def bits_per_weight(self, n_inputs: int) -> float:
-        """Stored bits, scales and zero points included, of a row of `n_inputs` weights."""
+        """Stored bits, scales and zero points included, of a row of `n_inputs` weights; fp8 but for the scales of the transposed weight."""
+        if self.is_float8:
+            return 16 + 32 / n_inputs
         block = n_inputs if self.block_size is None else self.block_size
         n_blocks = math.ceil(n_inputs / block)
         scale_bits = 8 + 32 / GROUP if self.double else 32.0
@@ -84,11 +93,16 @@ def find_scheme(
 ) -> Scheme:
     """A scheme by name; what is not given is the scheme's own default (double quantisation for codebooks only)."""
     name = name.lower()
-    if name not in NAMES:
-        near = nearest(name, NAMES)
-        fix = near if near.startswith("did you mean") else "nf4 is usual; fp4, int2 … int8, affine2 … affine8"
+    if name not in (*NAMES, FLOAT8):
+        near = nearest(name, (*NAMES, FLOAT8))
+        fix = near if near.startswith("did you mean") else "nf4 is usual; fp4, int2 … int8, affine2 … affine8, fp8"
         raise BadInput(f'there is no scheme "{name}"', where="quantization.scheme", fix=fix)
     bits = 4 if name in ("nf4", "fp4") else int(re.sub(r"\D", "", name))
+    if name == FLOAT8 and (block_size is not None or double or clip is not None or embeddings):
+        raise BadInput(
+            "fp8 has one scale for each row of a layer, and is for layers that multiply", where="quantization",
+            fix="leave block_size, double, clip and embeddings out, or another scheme",
+        )  # fmt: skip
     if block_size is not None and (block_size < 32 or block_size > 4096 or block_size % 2):
         raise BadInput(
             f"a block of {block_size} weights cannot be had",

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import BadInput
+from tunesmith.kernels import float8
 from tunesmith.kernels.blocks_4bit import GROUP, PIECE, dequantize_4bit, quantize_4bit
 from tunesmith.quant import affine
-from tunesmith.quant.codebook import codebook
+from tunesmith.quant.codebook import codebook_on
 from tunesmith.quant.scales import Scales
 from tunesmith.quant.scheme import Scheme
 
@@ -31,6 +32,7 @@ Layout: TypeAlias = Literal["rows", "flat"]
 class QTensor:
     """codes uint8 [N, P] (int8 for int5 … int8), P bytes a row; scales of G blocks a row; zeros uint8 [N·G] of affine schemes.
 
+    back   of fp8: codes [K, N] and scales float32 [K] of the transposed weight, which is coded by itself
     In layout "flat" the weight counts as one row of N·K values.
     """
 
@@ -40,10 +42,11 @@ class QTensor:
     codes: Tensor
     scales: Scales
     zeros: Tensor | None = None
+    back: tuple[Tensor, Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes + (0 if self.zeros is None else self.zeros.nbytes)
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     @property
     def rows_cols(self) -> tuple[int, int]:
@@ -59,6 +62,8 @@ class QTensor:
             "groups": self.scales.groups,
             "offset": self.scales.offset,
             "zeros": self.zeros,
+            "back_codes": None if self.back is None else self.back[0],
+            "back_scales": None if self.back is None else self.back[1],
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -78,12 +83,18 @@ def from_tensors(scheme: Scheme, shape: tuple[int, int], layout: Layout, tensors
                 fix="the file is damaged or belongs to another model: quantise again",
             )
     scales = Scales(tensors["scales"], tensors.get("groups"), tensors.get("offset"))
-    return QTensor(scheme, shape, layout, tensors["codes"], scales, tensors.get("zeros"))
+    back = (tensors["back_codes"], tensors["back_scales"]) if scheme.is_float8 else None
+    return QTensor(scheme, shape, layout, tensors["codes"], scales, tensors.get("zeros"), back)
 
 
 def stored_shapes(scheme: Scheme, shape: tuple[int, int], layout: Layout) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each stored tensor of a weight [N, K]."""
     n, k = shape if layout == "rows" else (1, shape[0] * shape[1])
+    if scheme.is_float8:
+        codes_only, scales_only = torch.uint8, torch.float32
+        return {
+            "codes": ((n, k), codes_only), "scales": ((n,), scales_only), "back_codes": ((k, n), codes_only), "back_scales": ((k,), scales_only)
+        }  # fmt: skip
     n_blocks = n * -(-k // (scheme.block_size or k))
     whole_bytes = scheme.codes_per_byte == 1
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -99,23 +110,36 @@ def stored_shapes(scheme: Scheme, shape: tuple[int, int], layout: Layout) -> dic
 
 @torch.no_grad()
 def quantize(weight_NK: Tensor, scheme: Scheme, layout: Layout = "rows", where: str = "") -> QTensor:
-    """Refuses NaN and inf, of which a few bits could say nothing."""
+    """Refuses NaN and inf, of which a few bits could say nothing. FP8 has rows, whatever layout is asked for."""
     n, k = weight_NK.shape
+    if scheme.is_float8:
+        return _quantize_float8(weight_NK, scheme, where)
     x = weight_NK.contiguous().view((n, k) if layout == "rows" else (1, n * k))
     if x.dtype not in (torch.float32, torch.bfloat16):
         x = x.float()
     if scheme.is_codebook:
-        book = codebook(scheme.name).to(x.device)
+        book = codebook_on(scheme.name, x.device)
         assert scheme.block_size is not None
         codes, scale_G = quantize_4bit(x, book.bounds_15, book.order_16, scheme.block_size)
         zeros = None
     else:
         codes, scale_G, zeros = _quantize_affine(x, scheme)
+    _must_be_finite(scale_G, where)
+    return QTensor(scheme, (n, k), layout, codes, Scales.doubled(scale_G) if scheme.double else Scales.exact(scale_G), zeros)
+
+
+def _quantize_float8(weight_NK: Tensor, scheme: Scheme, where: str) -> QTensor:
+    codes_NK, scale_N = float8.quantize_rows(weight_NK)
+    _must_be_finite(scale_N, where)
+    back = float8.quantize_rows(weight_NK.T.contiguous())
+    return QTensor(scheme, (len(codes_NK), codes_NK.shape[1]), "rows", codes_NK, Scales.exact(scale_N), back=back)
+
+
+def _must_be_finite(scale_G: Tensor, where: str) -> None:
     if not bool(torch.isfinite(scale_G).all()):
         raise BadInput(
             "a weight that is NaN or infinite cannot be quantised", where=where, fix="the model is broken: copy or download it again"
         )
-    return QTensor(scheme, (n, k), layout, codes, Scales.doubled(scale_G) if scheme.double else Scales.exact(scale_G), zeros)
 
 
 def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -126,9 +150,12 @@ def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def dequantize_into(q: QTensor, out_NK: Tensor) -> Tensor:
     """The same into a contiguous buffer of N·K numbers, float32 or bfloat16; every value is computed in float32 and rounded once."""
     out = out_NK.view(q.rows_cols)
-    if q.scheme.is_codebook:
+    if q.scheme.is_float8:
+        for rows in _pieces(out):
+            out[rows] = float8.dequantize_rows(q.codes[rows], q.scales.stored[rows])
+    elif q.scheme.is_codebook:
         assert q.scheme.block_size is not None
-        book = codebook(q.scheme.name).to(q.codes.device)
+        book = codebook_on(q.scheme.name, q.codes.device)
         dequantize_4bit(q.codes, book.levels_16, q.scales.stored, q.scheme.block_size, out, q.scales.nested)
     else:
         _dequantize_affine(q, out)

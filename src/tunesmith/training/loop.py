@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tunesmith import provenance
 from tunesmith.config import Run
@@ -108,15 +109,15 @@ def _steps(
             reached("step.begun")
             started = time.monotonic()
             model.train()
-            batches, n_trained, losses = _gradients(ready, scored, optimizer, cuts, step)
+            batches, n_trained, sums = _gradients(ready, scored, optimizer, cuts, step)
             rate = timetable.rate * schedule(step, timetable.steps, run.training)
             set_lr(optimizer, rate)
             reached("step.backward")
             sum_gradients(parameters.values())  # over ranks: a sum, as the denominator is global already
-            loss = all_ranks(_sum(losses)) / n_trained
             if step == 0:
                 _every_layer_has_a_gradient(ready.tuned)
-            grad_norm = float(clip_grad_norm(parameters, run.training.max_grad_norm))
+            *losses, grad_norm = _read([*sums, clip_grad_norm(parameters, run.training.max_grad_norm)])
+            loss = all_ranks(_sum(losses)) / n_trained
             if guards.is_not_finite(loss, grad_norm):  # before the update: no weight is touched
                 sources = [example.source for example in rows.of_step(step)]
                 raise guards.not_finite(folder, step, loss, grad_norm, _blamed(ready, scored, step, batches, n_trained, losses), sources)
@@ -169,7 +170,7 @@ def _steps(
 
 def _gradients(
     ready: Ready, scored: Scored, optimizer: torch.optim.Optimizer, cuts: Cuts, step: int
-) -> tuple[list[Batch], int, list[float]]:  # fmt: skip
+) -> tuple[list[Batch], int, list[Tensor]]:  # fmt: skip
     """Add up the gradients of a step, in micro-batches that fit into memory: those of this process, the trained tokens of all, the loss of each."""
     rank, world = distributed.rank(), distributed.world()
     device = next(iter(ready.tuned.parameters.values())).device
@@ -179,9 +180,9 @@ def _gradients(
         share = rows.micro_batches(step, rank, world)
         batches = [batch.to(device) for batch in sharding.as_many_for_all(share, scored)]
         n_trained = int(all_ranks(sum(batch.n_trained for batch in batches)))  # > 0: promised by load_rows
-        losses = attempt(partial(_backward, scored, batches, n_trained), scored)
-        if losses is not None:
-            return batches, n_trained, losses
+        sums = attempt(partial(_backward, scored, batches, n_trained), scored)
+        if sums is not None:
+            return batches, n_trained, sums
         optimizer.zero_grad(set_to_none=True)
         groups = [group for other in range(world) for group in rows.groups(step, other, world)]
         cuts.halve(TRAINING, step, groups, f"step {step + 1:,}")
@@ -192,14 +193,20 @@ def _seed(ready: Ready, step: int) -> None:
     torch.manual_seed((ready.run.training.seed << 32) + step * 1024 + distributed.rank())
 
 
-def _backward(scored: Scored, batches: Sequence[Batch], n_trained: int) -> list[float]:
+def _backward(scored: Scored, batches: Sequence[Batch], n_trained: int) -> list[Tensor]:
     """Gradients of the batches, added to those that are there; the summed loss of each."""
     sums = []
     for batch in batches:
         nll = scored(batch)
         (nll.sum / n_trained).backward()  # one denominator, however the step was cut
         sums.append(nll.sum.detach())
-    return [float(nll_sum) for nll_sum in sums]  # only here does the processor wait for a GPU
+    return sums
+
+
+def _read(numbers: Sequence[Tensor]) -> list[float]:
+    """Each as a number. The one place in a step where the processor waits for a GPU: before the update, which must not happen if one is not finite."""
+    read: list[float] = torch.stack([number.to(torch.float64) for number in numbers]).tolist()
+    return read
 
 
 def _sum(numbers: Sequence[float]) -> float:

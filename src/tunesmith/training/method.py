@@ -20,6 +20,7 @@ from tunesmith.config import QuantizationConfig, Run
 from tunesmith.errors import BadInput
 from tunesmith.files import new_folder, write_json
 from tunesmith.hardware import pick_device, pick_dtype
+from tunesmith.kernels import float8
 from tunesmith.model.adapters import adapter_parameters, arithmetic, attach, fingerprint, load_adapter, save_adapter, switch_of
 from tunesmith.model.blocks import fuse
 from tunesmith.model.experts import ExpertStack, expert_parameters
@@ -88,6 +89,8 @@ def build(run: Run, name: str, device: str = "auto") -> Tuned:
             )  # fmt: skip
         tuned = _full(run, loaded, compute)
     else:
+        if run.method == "qlora" and run.quantization.scheme.lower() == "fp8":
+            float8.must_multiply(pick_device(), "quantization.scheme: fp8")
         tuned = _lora(run, load_base(run, str(compute).removeprefix("torch."), device), compute, name)
     if run.training.gradient_checkpointing:
         loaded = tuned.loaded
