@@ -75,6 +75,41 @@ def results(name: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {"rows": []}
 
 
+def speed_rows() -> list[dict[str, Any]]:
+    """Whole jobs, steps and answers beside peers."""
+    return [row for name in ("speed.json", "generate.json") for row in results(name)["rows"]]
+
+
+def picture() -> str:
+    """docs/speed.svg: how many times faster than each peer, as bars; a line for the range. Dark where the reader's screen is."""
+    peers = [row for row in speed_rows() if row["opponent"] != "own-lora"]
+    left, right, top, step = 330, 70, 30, 26
+    most, width = max(row["ratio_max"] for row in peers), 900
+    scale = (width - left - right) / most
+    height = top + step * len(peers) + 12
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="system-ui, sans-serif" font-size="13">',
+        "<style>text{fill:#1f2328}.bar{fill:#2f81f7}.axis{stroke:#8b949e;stroke-width:1}.range{stroke:#1f2328;stroke-width:1.5}"
+        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.range{stroke:#e6edf3}.bar{fill:#388bfd}}</style>",
+        "<title>Times faster than each peer on the same machine</title>",
+        f'<text x="{left}" y="18">times faster (median; the line: all rounds)</text>',
+    ]
+    for place in range(0, int(most) + 1, 2 if most > 5 else 1):
+        x = left + place * scale
+        lines.append(f'<line class="axis" x1="{x:.0f}" x2="{x:.0f}" y1="{top - 4}" y2="{height - 8}" stroke-dasharray="2 4"/>')
+        lines.append(f'<text x="{x:.0f}" y="{height - 0:.0f}" font-size="10" text-anchor="middle">{place}×</text>')
+    for n, row in enumerate(peers):
+        y = top + n * step
+        low, high = (left + row[key] * scale for key in ("ratio_min", "ratio_max"))
+        lines += [
+            f'<text x="{left - 10}" y="{y + 14}" text-anchor="end">{row["workload"]} / {row["opponent"]}</text>',
+            f'<rect class="bar" x="{left}" y="{y + 2}" width="{row["ratio"] * scale:.1f}" height="{step - 9}" rx="2"/>',
+            f'<line class="range" x1="{low:.1f}" x2="{high:.1f}" y1="{y + 10.5}" y2="{y + 10.5}"/>',
+            f'<text x="{max(high, left + row["ratio"] * scale) + 6:.1f}" y="{y + 15}" font-weight="600">{row["ratio"]:.1f}×</text>',
+        ]
+    return "\n".join([*lines, "</svg>", ""])
+
+
 def measured() -> str:
     """The README's tables: real jobs with base and majority beside them, then speed beside peers."""
     jobs, speed = results("jobs.json"), results("speed.json")
@@ -96,12 +131,21 @@ def measured() -> str:
             seconds = f"{row['epochs']:g} epochs, {row['training_seconds']:.0f} s" if n == 0 else ""
             lines.append("| " + " | ".join([*head, f"`{metric}`", shown[0], shown[1], f"**{shown[2]}**", seconds]) + " |")
     lines += ["", "| step | opponent | ours | theirs | ratio (median, range) | peak memory |", "|---|---|---|---|---|---|"]
-    for row in speed["rows"]:
+    for row in speed_rows():
         memory = f"{row['ours_peak_bytes'] / 2**30:.1f} against {row['theirs_peak_bytes'] / 2**30:.1f} GiB"
         ratio = f"**{row['ratio']:.2f}×** ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
         lines.append(
             f"| {row['workload']} | {row['opponent']} | {row['ours_seconds']:.2f} s | {row['theirs_seconds']:.2f} s | {ratio} | {memory} |"
         )
+    lines += [
+        "",
+        "| packed rows, beginnings computed once | tokens saved | shared | packed alone | ratio (median, range) |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for row in results("prefix.json")["rows"]:
+        ratio = f"**{row['ratio']:.2f}×** ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        shown = f"{row['tokens_saved']:.0%} | {row['ours_seconds']:.3f} s | {row['theirs_seconds']:.3f} s"
+        lines.append(f"| {row['workload'].removeprefix('prefix-')} | {shown} | {ratio} |")
     lines += ["", "| killed by SIGKILL | of | kills | lost | unresumable | bit-identical |", "|---|---|---:|---:|---:|---:|"]
     for row in sorted(results("torture.json")["rows"], key=lambda row: (row["opponent"] != "tunesmith", row["workload"])):
         lines.append(
@@ -152,6 +196,7 @@ def between(text: str, name: str, new: str) -> str:
 
 if __name__ == "__main__":
     (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
+    (DOCS / "speed.svg").write_text(picture(), encoding="utf-8")
     for page, name, new in (
         (ROOT / "README.md", "measured", measured()),
         (DOCS / "quantization.md", "kernels", kernels()),
