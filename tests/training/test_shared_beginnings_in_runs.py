@@ -63,9 +63,17 @@ def test_dropout_forbids_it_and_that_is_said(tiny_model: Path, tmp_path: Path):
 
 
 def test_without_packed_rows_nothing_is_shared(tiny_model: Path, tmp_path: Path):
-    assert not prepare(make_run(tiny_model, tmp_path, **LORA), "x").step_rows.sharing
+    padded = {"packing": False}
+    assert not prepare(make_run(tiny_model, tmp_path, **LORA, training=padded), "x").step_rows.sharing
     with pytest.raises(BadInput, match="rows are not packed"):
-        make_run(tiny_model, tmp_path, **LORA, training={"share_prefixes": True})
+        make_run(tiny_model, tmp_path, **LORA, training={**padded, "share_prefixes": True})
+    with pytest.raises(BadInput, match="packed rows are cut by tokens"):
+        make_run(tiny_model, tmp_path, **LORA, training={"micro_batch_size": 2, "share_prefixes": True})
+
+
+def test_who_asks_for_shared_beginnings_has_packed_rows_too(tiny_model: Path, tmp_path: Path):
+    rows = prepare(make_run(tiny_model, tmp_path, **LORA, training={"share_prefixes": True}), "x").step_rows
+    assert rows.packing and rows.sharing
 
 
 def test_a_model_that_cannot_is_left_to_plain_packing_or_refused(tmp_path: Path):
