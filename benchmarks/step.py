@@ -3,6 +3,7 @@
     python benchmarks/step.py                          # all pairs; writes benchmarks/results/speed.json
     python benchmarks/step.py --only hf-peft --steps 5
     python benchmarks/step.py --only step-1b-lora       # also by workload
+    python benchmarks/step.py --only step-135m-lora/trl-default
     python benchmarks/step.py --tiny                   # a toy shape: tests this script, writes nothing
 
 The model has the shape of a 135M Llama (width 576, 30 layers, 9 heads over 3, 49,152 words, tied), or of one of 1.2B (2,048, 16, 32 over 8,
@@ -408,8 +409,8 @@ def compare(opponent: str, folder: Path, shape: Shape, n_steps: int) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    names = sorted({name for pair in PAIRS for name in pair})
-    parser.add_argument("--only", nargs="*", choices=names, metavar="NAME", help=f"these opponents or workloads: {', '.join(names)}")
+    names = sorted({name for pair in PAIRS for name in (*pair, "/".join(pair))})
+    parser.add_argument("--only", nargs="*", choices=names, metavar="NAME", help=f"these opponents, workloads or pairs: {', '.join(names)}")
     parser.add_argument("--steps", type=int, help="steps of each side, of which the first two are not timed (20; 1B: 6)")
     parser.add_argument("--tiny", action="store_true", help="a toy shape that tests this script; writes only where --output says")
     parser.add_argument("--output", type=Path, help="results file (benchmarks/results/speed.json)")
@@ -418,7 +419,7 @@ def main() -> None:
         parser.error("--steps: at least 1")
     output = chosen.output or (None if chosen.tiny else harness.RESULTS / "speed.json")
     now = harness.facts()
-    pairs = [pair for pair in PAIRS if not chosen.only or set(pair) & set(chosen.only)]
+    pairs = [pair for pair in PAIRS if not chosen.only or {*pair, "/".join(pair)} & set(chosen.only)]
     for workload, opponent in pairs:
         shape = SHAPES[workload.replace("135m", "tiny").replace("1b", "tiny") if chosen.tiny else workload]
         with tempfile.TemporaryDirectory(prefix="tunesmith-step-") as folder:
