@@ -84,7 +84,7 @@ class Step:
                     document with itself, which depend on the length of each
     n_trained       values that are trained; n_trained_small: those in tensors that adamw8bit keeps float32 moments of
     n_quantised     weights kept in few bits
-    apart           whether documents are kept apart by an attention of ours, which is tried on the model
+    apart           whether documents are kept apart by an attention of ours, which is tried on layers of the family's own
     largest_layer   bytes of the weights of the largest layer; outside: of those in no layer
     """
 
@@ -267,7 +267,7 @@ def _build(scene: Scene, fake: FakeTensorMode, n_layers: int) -> _Shapes:
         switch_over(model, kept)
     elif way == "eager":
         model.set_attn_implementation("eager")
-    return _Shapes(model, parameters, _layers(model), apart)
+    return _Shapes(model, parameters, _layers(model), apart and not fused_forms(model))
 
 
 def _from_config(config: Any, dtype: torch.dtype) -> Any:
