@@ -84,6 +84,23 @@ INTO_CALLER void transpose16(const uint32_t *from, int64_t from_stride, uint32_t
     for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * to_stride, b[i]);
 }
 
+/* Of 16 lanes those that n numbers fill. */
+INTO_CALLER __mmask16 upto(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
+
+/* 32 rows (of which `left` are there) of 16 columns (n) as 16 rows of pairs: a right operand whose sum runs over the rows. */
+INTO_CALLER void interleave(const bf16 *from, int64_t stride, int64_t n, int64_t left, uint32_t *to) {
+    const __mmask16 columns = upto(n);
+    for (int64_t p = 0; p < 16; p++, from += 2 * stride) {
+        __m512i first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(2 * p < left ? columns : 0, from));
+        __m512i second = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(2 * p + 1 < left ? columns : 0, from + stride));
+        _mm512_storeu_si512(to + p * 16, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+    }
+}
+
+/* Of a thread, before and after its products: OpenMP's own functions are not compiled for AMX, and may call these. */
+AMX __attribute__((unused)) static void set_up(void) { configure(); }
+AMX __attribute__((unused)) static void tear_down(void) { __asm__ volatile("tilerelease"); }
+
 INTO_CALLER int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* Bytes from one piece of scratch to the next lie on cache lines. */

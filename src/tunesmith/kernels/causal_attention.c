@@ -247,6 +247,13 @@ INTO_CALLER int64_t longest_of(const Unit *u, const int32_t *starts) {
     return longest;
 }
 
+/* Keys and values of a document's one head, as `copy_rows` copies them. */
+INTO_CALLER void copy_keys(const Call *c, int64_t document, int64_t length, int64_t n_padded, int64_t group, const Shape *s, bf16 *keys, bf16 *values) {
+    int64_t start = c->starts[document];
+    copy_rows(head_of(c->k, start, group, s).at, c->k.stride, length, n_padded, s, keys);
+    copy_rows(head_of(c->v, start, group, s).at, c->v.stride, length, n_padded, s, values);
+}
+
 AMX static void forward_task(const Shape *s, const Call *c, const Unit *u, int64_t group, char *scratch) {
     const int64_t padded = s->padded, share = s->n_heads / s->n_key_heads, before = length_of(c->starts, u->parent);
     const int64_t most = up(before + longest_of(u, c->starts), BLOCK);
@@ -254,16 +261,11 @@ AMX static void forward_task(const Shape *s, const Call *c, const Unit *u, int64
     bf16 *queries = take(&scratch, BLOCK * padded * 2), *shares = take(&scratch, BLOCK * most * 2);
     uint32_t *keys = take(&scratch, most * padded * 2), *values = take(&scratch, most * padded * 2);
     float *scores = take(&scratch, BLOCK * most * 4);
-    if (before) {
-        int64_t start = c->starts[u->parent];
-        copy_rows(head_of(c->k, start, group, s).at, c->k.stride, before, before, s, key_rows);
-        copy_rows(head_of(c->v, start, group, s).at, c->v.stride, before, before, s, value_rows);
-    }
+    if (before) copy_keys(c, u->parent, before, before, group, s, key_rows, value_rows);
     for (int64_t i = u->first; i < u->end; i++) {
         int64_t start = c->starts[i], length = length_of(c->starts, i), n = up(before + length, BLOCK);
         int64_t from = i > u->first ? before & ~(int64_t)31 : 0; /* what lies before it is packed already */
-        copy_rows(head_of(c->k, start, group, s).at, c->k.stride, length, n - before, s, key_rows + before * padded);
-        copy_rows(head_of(c->v, start, group, s).at, c->v.stride, length, n - before, s, value_rows + before * padded);
+        copy_keys(c, i, length, n - before, group, s, key_rows + before * padded, value_rows + before * padded);
         pack_across(key_rows + from * padded, n - from, padded, keys + from * (padded / 2));
         pack_down(value_rows + from * padded, n - from, padded, values + from / 2 * padded);
         for (int64_t h = group * share; h < (group + 1) * share; h++)
@@ -290,8 +292,7 @@ INTO_CALLER void transpose_rows(const bf16 *rows, int64_t from, int64_t n, int64
 INTO_CALLER void write_rows(const float *from, int64_t n, const Shape *s, Rows to) {
     for (int64_t t = 0; t < n; t++)
         for (int64_t d = 0; d < s->width; d += 16) {
-            __mmask16 here = s->width - d >= 16 ? 0xffff : (__mmask16)((1u << (s->width - d)) - 1);
-            _mm256_mask_storeu_epi16(to.at + t * to.stride + d, here, to_bf16(_mm512_loadu_ps(from + t * s->padded + d)));
+            _mm256_mask_storeu_epi16(to.at + t * to.stride + d, upto(s->width - d), to_bf16(_mm512_loadu_ps(from + t * s->padded + d)));
         }
 }
 
@@ -306,16 +307,11 @@ AMX static void backward_task(const Shape *s, const Call *c, const Unit *u, int6
     float *scores = take(&scratch, BLOCK * n_queries * 4), *d_scores = take(&scratch, BLOCK * n_queries * 4);
     bf16 *shares = take(&scratch, BLOCK * n_queries * 2), *d_shares = take(&scratch, BLOCK * n_queries * 2);
     uint32_t *d_pairs = take(&scratch, BLOCK * n_queries * 2);
-    if (before) {
-        int64_t start = c->starts[u->parent];
-        copy_rows(head_of(c->k, start, group, s).at, c->k.stride, before, before, s, key_rows);
-        copy_rows(head_of(c->v, start, group, s).at, c->v.stride, before, before, s, value_rows);
-    }
+    if (before) copy_keys(c, u->parent, before, before, group, s, key_rows, value_rows);
     memset(dk_sum, 0, most * padded * sizeof(float)), memset(dv_sum, 0, most * padded * sizeof(float));
     for (int64_t i = u->first; i < u->end; i++) {
         int64_t start = c->starts[i], length = length_of(c->starts, i), n = up(before + length, BLOCK);
-        copy_rows(head_of(c->k, start, group, s).at, c->k.stride, length, n - before, s, key_rows + before * padded);
-        copy_rows(head_of(c->v, start, group, s).at, c->v.stride, length, n - before, s, value_rows + before * padded);
+        copy_keys(c, i, length, n - before, group, s, key_rows + before * padded, value_rows + before * padded);
         transpose_rows(key_rows, i > u->first ? before & ~(int64_t)31 : 0, n, padded, turned, most);
         for (int64_t h = group * share; h < (group + 1) * share; h++)
             backward_head(head_of(c->q, start, h, s), key_rows, value_rows, turned, most, before, length, s, head_of(c->out, start, h, s),
@@ -345,9 +341,6 @@ AMX static void add_up(const Shape *s, const Call *c, const Unit *units, int64_t
     write_rows(sum, n, s, head_of(c->dk, c->starts[document], group, s));
     write_rows(sum + n * s->padded, n, s, head_of(c->dv, c->starts[document], group, s));
 }
-
-AMX static void set_up(void) { configure(); }
-AMX static void tear_down(void) { __asm__ volatile("tilerelease"); }
 
 static int64_t rounded(int64_t n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 

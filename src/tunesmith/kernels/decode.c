@@ -392,9 +392,6 @@ AMX static void some_logits(const Step *s, int64_t i, const Own *own) {
 
 /* --- the step ---------------------------------------------------------------------------------------------------------------------- */
 
-AMX static void set_up(void) { configure(); }
-AMX static void tear_down(void) { __asm__ volatile("tilerelease"); }
-
 AMX static int64_t shared_bytes(const Decoder *d, const Past *past, int64_t n_rows, Step *s, char *at) {
     char *begin = at;
     int64_t columns = s->n_groups * GROUP;

@@ -20,8 +20,6 @@ typedef struct {
     float scale;
 } Factor;
 
-INTO_CALLER __mmask16 upto(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
-
 /* 16 numbers of a row as 16 dwords of which the lower half is used, scaled and rounded. */
 INTO_CALLER __m512i rounded(const float *from, int64_t n, float scale) {
     __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(upto(n), from), _mm512_set1_ps(scale));
@@ -152,9 +150,6 @@ AMX static void product_rows(const Product *products, int64_t n_products, int ho
     if (how == SUMS) multiply(terms, n_products, products->factor.outer, n_rows, 1, products->y + m * products->y_stride, products->y_stride);
 }
 
-AMX static void set_up(void) { configure(); }
-AMX static void tear_down(void) { __asm__ volatile("tilerelease"); }
-
 /* n rows of up to MOST products. Returns not 0 where there is no memory. */
 int tunesmith_thin_products(int threads, int64_t n, int64_t n_products, const Product *products, int how) {
     int64_t tiles = 0, width = 0;
@@ -209,15 +204,6 @@ AMX static void turn(const bf16 *low, int64_t stride, int64_t n_tokens, int64_t 
     }
 }
 
-/* 32 tokens of 16 columns of x as 16 pairs of tokens. */
-INTO_CALLER void pair(const bf16 *x, int64_t stride, int64_t n_tokens, __mmask16 columns, uint32_t *to) {
-    for (int64_t p = 0; p < 16; p++) {
-        __m512i upper = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(2 * p < n_tokens ? columns : 0, x + 2 * p * stride));
-        __m512i lower = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(2 * p + 1 < n_tokens ? columns : 0, x + (2 * p + 1) * stride));
-        _mm512_storeu_si512(to + p * 16, _mm512_or_si512(upper, _mm512_slli_epi32(lower, 16)));
-    }
-}
-
 /* sums [rank, width] = scale lowᵀ x over n tokens, or, `turned`, [width, rank]. */
 typedef struct {
     int64_t rank, width;
@@ -240,12 +226,12 @@ AMX static void gradient_columns(const Gradient *g, int64_t n, const bf16 *low, 
     for (int64_t block = 0; block < blocks; block += 2) /* 64 tokens at a time: half as many sums are stored and loaded again */
         for (int64_t c = from; c < end; c++) {
             const bf16 *x = g->x + block * 32 * g->x_stride + c * 16;
-            __mmask16 columns = upto(g->width - c * 16);
+            const int64_t columns = g->width - c * 16;
             int two = block + 1 < blocks;
-            pair(x, g->x_stride, n - block * 32, columns, pairs);
+            interleave(x, g->x_stride, columns, n - block * 32, pairs);
             LOAD(6, pairs, 64);
             if (two) {
-                pair(x + 32 * g->x_stride, g->x_stride, n - (block + 1) * 32, columns, pairs + TILE);
+                interleave(x + 32 * g->x_stride, g->x_stride, columns, n - (block + 1) * 32, pairs + TILE);
                 LOAD(7, pairs + TILE, 64);
             }
             for (int64_t r = 0; r < high; r++) {

@@ -4,75 +4,19 @@
    dy is therefore transposed, and x interleaved by pairs of tokens, tile by tile into memory that is read in a straight line afterwards: x once, for
    all outputs; dy for some outputs at a time, so that what is read over and over stays in the second-level cache. Sums stay in float32. */
 
-#include <omp.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "amx.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__) && (__GNUC__ >= 11 || defined(__clang__))
-#include <immintrin.h>
-#define AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define INTO_CALLER static inline __attribute__((always_inline)) AMX
+#ifdef AMX
 #define PANEL 32      /* outputs or inputs that are worked on at a time: two tiles */
 #define TILE 256      /* dwords of a tile */
 #define MOST_PANELS 4 /* of outputs in the cache at once */
 #define TOKENS 2048   /* that are packed at a time */
 
-typedef uint16_t bf16;
-
-/* As assembly: see causal_attention.c. */
-#define LOAD(tile, from, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"((int64_t)(stride)) : "memory")
-#define STORE(tile, to, stride) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
-#define ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile::)
-#define MULTIPLY(sum, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum::)
-
-INTO_CALLER void configure(void) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } __attribute__((packed)) c;
-    memset(&c, 0, sizeof c);
-    c.palette = 1;
-    for (int i = 0; i < 8; i++) c.bytes[i] = 64, c.rows[i] = 16;
-    __asm__ volatile("ldtilecfg %0" ::"m"(c));
-}
-
-/* 16 dwords: of each of n columns (16 at most) the numbers of tokens t and t + 1, of which `left` are there. */
-INTO_CALLER __m512i pairs(const bf16 *from, int64_t stride, int64_t n, int64_t left) {
-    const __mmask16 columns = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
-    __m512i first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(left > 0 ? columns : 0, from));
-    __m512i second = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(left > 1 ? columns : 0, from + stride));
-    return _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
-}
-
-/* 16 columns of 32 tokens → 16 rows of pairs of tokens: a right operand. */
-INTO_CALLER void interleave(const bf16 *from, int64_t stride, int64_t n, int64_t left, uint32_t *to) {
-    for (int p = 0; p < 16; p++) _mm512_store_si512(to + 16 * p, pairs(from + 2 * p * stride, stride, n, left - 2 * p));
-}
-
 /* 16 columns of 32 tokens → 16 rows, one for each column: a left operand. */
 INTO_CALLER void transpose(const bf16 *from, int64_t stride, int64_t n, int64_t left, uint32_t *to) {
-    __m512i a[16], b[16];
-    for (int p = 0; p < 16; p++) a[p] = pairs(from + 2 * p * stride, stride, n, left - 2 * p);
-    for (int i = 0; i < 8; i++) {
-        b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-        b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-    }
-    for (int i = 0; i < 4; i++) {
-        a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
-        a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
-        a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
-        a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
-    }
-    for (int i = 0; i < 4; i++) { /* a[i + 4 j]: columns i, i + 4, ... of rows 4 j to 4 j + 3 */
-        __m512i low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), high = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-        __m512i low2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88), high2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
-        _mm512_store_si512(to + 16 * i, _mm512_shuffle_i32x4(low, low2, 0x88));
-        _mm512_store_si512(to + 16 * (i + 8), _mm512_shuffle_i32x4(low, low2, 0xdd));
-        _mm512_store_si512(to + 16 * (i + 4), _mm512_shuffle_i32x4(high, high2, 0x88));
-        _mm512_store_si512(to + 16 * (i + 12), _mm512_shuffle_i32x4(high, high2, 0xdd));
-    }
+    uint32_t pairs[TILE] __attribute__((aligned(64)));
+    interleave(from, stride, n, left, pairs);
+    transpose16(pairs, 16, to, 16);
 }
 
 /* 32 tokens of `count` panels of columns, of which n are there: two tiles each, `size` dwords from a panel to the next. Whole rows are read, as
@@ -113,7 +57,7 @@ AMX static void block(const bf16 *dy, int64_t dy_stride, int64_t n_outputs, int6
                       int64_t n_tokens, uint32_t *left, float *to, int add) {
     const int64_t steps = panels(n_tokens), size = steps * 2 * TILE;
     float edge[PANEL * PANEL] __attribute__((aligned(64)));
-    configure();
+    set_up();
     for (int64_t s = 0; s < steps; s++) {
         if (s + 1 < steps)
             for (int64_t t = (s + 1) * 32; t < n_tokens && t < (s + 2) * 32; t++) /* rows are far apart: no processor guesses the next */
@@ -132,7 +76,7 @@ AMX static void block(const bf16 *dy, int64_t dy_stride, int64_t n_outputs, int6
             for (int64_t i = 0; i < rows && i < PANEL; i++)
                 for (int64_t j = 0; j < columns && j < PANEL; j++) at[i * n_inputs + j] = edge[i * PANEL + j] + (add ? at[i * n_inputs + j] : 0);
         }
-    __asm__ volatile("tilerelease");
+    tear_down();
 }
 
 /* to: float32 [outputs, inputs], which is added to if `add`. Returns 0, or 1 if there was no memory. */
